@@ -1,0 +1,93 @@
+"""Scalar embeddings, and the condition that travels beside x through a network.
+
+b batch, f frames, c channels, h w pixels, n tokens, d embedding width; t is always the diffusion step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoid(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding as in guided-diffusion: cosines, then sines. values (b,) -> (b, width) float32."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values.float()[:, None] * frequencies
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return nn.functional.pad(embedding, (0, width % 2))
+
+
+class FpsEmbedding(nn.Module):
+    """Frames per second -> (b, width). The rate enters by its logarithm: 1 to 2 fps is as far as 15 to 30."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, fps: Tensor) -> Tensor:
+        embedding = sinusoid(100.0 * fps.float().log(), self.width)
+        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a U-Net is told beside x_t; a field that a network has no use for is refused by the network.
+
+    image_embedding  (b, d) CLIP image embedding; None is the null embedding of classifier-free guidance
+    keep_embedding   (b,) bool; False replaces that row by the null embedding
+    text_states      (b, n, d) token states of CLIP's text tower; text_mask (b, n) bool, True for real tokens
+    text_embedding   (b, d) CLIP text embedding
+    text_tokens      (b, n) ids for GLIDE's own transformer
+    low_res          (b, f, 3, h, w) in [-1, 1], already at the size of x
+    masked_video     (b, f, 4, h, w): RGB with unknown frames zeroed, then 1 where a frame is known
+    fps              (b,) frames per second of x; noise_level (b,) augmentation step of low_res, in [0, T)
+    class_labels     (b,) ids
+    """
+
+    image_embedding: Tensor | None = None
+    keep_embedding: Tensor | None = None
+    text_states: Tensor | None = None
+    text_mask: Tensor | None = None
+    text_embedding: Tensor | None = None
+    text_tokens: Tensor | None = None
+    low_res: Tensor | None = None
+    masked_video: Tensor | None = None
+    fps: Tensor | None = None
+    noise_level: Tensor | None = None
+    class_labels: Tensor | None = None
+
+    def without_conditioning(self) -> Condition:
+        """The unconditional half of guidance: everything but the CLIP image embedding stays."""
+        if self.image_embedding is None:
+            return self
+        drop = torch.zeros(len(self.image_embedding), dtype=torch.bool, device=self.image_embedding.device)
+        return dataclasses.replace(self, keep_embedding=drop)
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """Joined on the batch axis; all must have the same fields (a missing `keep_embedding` is all True)."""
+        merged: dict[str, Tensor | None] = {}
+        for field in fields(Condition):
+            values = [getattr(c, field.name) for c in conditions]
+            if field.name == "keep_embedding" and any(v is not None for v in values):
+                values = [
+                    torch.ones(len(c.image_embedding), dtype=torch.bool, device=c.image_embedding.device)
+                    if v is None and c.image_embedding is not None
+                    else v
+                    for v, c in zip(values, conditions, strict=True)
+                ]
+            present = [v for v in values if v is not None]
+            if len(present) not in (0, len(values)):
+                raise ValueError(f"`{field.name}` is given for {len(present)} of {len(values)} conditions")
+            merged[field.name] = torch.cat(present) if present else None
+        return Condition(**merged)
+
+    def to(self, device: torch.device | str) -> Condition:
+        return Condition(**{f.name: None if (v := getattr(self, f.name)) is None else v.to(device) for f in fields(self)})

@@ -1,0 +1,108 @@
+"""P: the diffusion prior of unCLIP (arXiv 2204.06125, section 2.2), the only network of the chain that sees text.
+
+A causal transformer over [text token states, text embedding, diffusion step, noised image embedding, query]; the output
+at the query predicts the un-noised CLIP image embedding. Modules carry Karlo's names.
+
+b batch, n tokens, d width of the CLIP space; t is always the diffusion step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mavcli.models.embeddings import sinusoid
+from mavcli.models.transformer import Transformer, padding_mask
+from mavcli.models.unet import mlp
+from mavcli.specs import PriorSpec
+
+
+@dataclass(frozen=True)
+class PriorCondition:
+    """text_embedding (b, d) unit norm; text_states (b, n, w); text_mask (b, n) bool, True for real tokens.
+
+    Rows where `keep` (b,) is False are without text: the embedding and the states are zeroed and all tokens masked.
+    """
+
+    text_embedding: Tensor
+    text_states: Tensor
+    text_mask: Tensor
+    keep: Tensor | None = None
+
+    def without_conditioning(self) -> PriorCondition:
+        """The unconditional half of classifier-free guidance."""
+        drop = torch.zeros(len(self.text_embedding), dtype=torch.bool, device=self.text_embedding.device)
+        return dataclasses.replace(self, keep=drop)
+
+    @staticmethod
+    def cat(conditions: Sequence[PriorCondition]) -> PriorCondition:
+        def rows(c: PriorCondition) -> Tensor:
+            return torch.ones_like(c.text_mask[:, 0]) if c.keep is None else c.keep
+
+        return PriorCondition(
+            text_embedding=torch.cat([c.text_embedding for c in conditions]),
+            text_states=torch.cat([c.text_states for c in conditions]),
+            text_mask=torch.cat([c.text_mask for c in conditions]),
+            keep=torch.cat([rows(c) for c in conditions]),
+        )
+
+
+class Prior(nn.Module):
+    """Predicts x0 in normalised space: (embedding - clip_mean) / clip_std per dimension, as Karlo does."""
+
+    clip_mean: Tensor
+    clip_std: Tensor
+
+    def __init__(self, spec: PriorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.width
+        self.positional_embedding = nn.Parameter(torch.randn(1, spec.text_context + 4, width) * 0.01)
+        self.prd_emb = nn.Parameter(torch.randn(1, 1, width) * 0.01)
+        self.time_embed = mlp(width, width)
+        self.text_enc_proj = nn.Linear(spec.text_dim, width)
+        self.text_emb_proj = nn.Linear(spec.clip_dim, width)
+        self.clip_img_proj = nn.Linear(spec.clip_dim, width)
+        self.transformer = Transformer(width, spec.layers, spec.num_heads)
+        self.final_ln = nn.LayerNorm(width) if spec.final_norm else nn.Identity()
+        self.out_proj = nn.Linear(width, spec.clip_dim)
+        self.register_buffer("clip_mean", torch.zeros(spec.clip_dim))
+        self.register_buffer("clip_std", torch.full((spec.clip_dim,), spec.clip_dim**-0.5))
+
+    def scale(self, embedding: Tensor) -> Tensor:
+        """CLIP image embedding (b, d) -> the space that is diffused, about unit variance."""
+        return (embedding - self.clip_mean) / self.clip_std
+
+    def unscale(self, x: Tensor) -> Tensor:
+        return x * self.clip_std + self.clip_mean
+
+    def forward(self, x: Tensor, t: Tensor, condition: PriorCondition) -> Tensor:
+        """x (b, d) noised, t (b,) -> x0 (b, d), both in normalised space."""
+        embedding, states, mask = condition.text_embedding, condition.text_states, condition.text_mask
+        if condition.keep is not None:
+            keep = condition.keep
+            embedding = embedding * keep[:, None].to(embedding.dtype)
+            states = states * keep[:, None, None].to(states.dtype)
+            mask = mask & keep[:, None]
+        dtype = self.out_proj.weight.dtype
+        sequence = torch.cat(
+            [
+                self.text_enc_proj(states.to(dtype)),
+                self.text_emb_proj(embedding.to(dtype))[:, None],
+                self.time_embed(sinusoid(t, self.spec.width).to(dtype))[:, None],
+                self.clip_img_proj(x.to(dtype))[:, None],
+                self.prd_emb.expand(len(x), -1, -1).to(dtype),
+            ],
+            dim=1,
+        )
+        length = sequence.shape[1]
+        causal = torch.full((length, length), float("-inf"), device=x.device).triu_(1)
+        visible = torch.cat([mask, mask.new_ones(len(x), 4)], dim=1)
+        # A padded token may see itself only: a row of -inf alone would be nan.
+        scores = (causal + padding_mask(visible)).masked_fill_(torch.eye(length, dtype=torch.bool, device=x.device), 0.0)
+        h = self.transformer(sequence + self.positional_embedding, scores.to(dtype))
+        return self.out_proj(self.final_ln(h[:, -1])).to(x.dtype)

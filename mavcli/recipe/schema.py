@@ -1,0 +1,209 @@
+"""What a recipe may say: the whole vocabulary of a YAML file, torch-free (design, section 5)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mavcli.specs import ClipSpec, PriorSpec, SamplerSpec, ScheduleSpec, Spec, UNetSpec
+
+STAGES = ("clip", "prior", "decoder", "sr_l", "sr_h", "decoder_t", "interp", "sr_lt")
+
+
+class Hardware(Spec):
+    """Where it runs; `auto` is decided in `recipe/resolve.py`, with its reason."""
+
+    backend: Literal["auto", "cuda", "multi-gpu", "cpu"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the networks' arithmetic")
+    threads: int | Literal["auto"] = Field("auto", description="CPU threads")
+
+
+class Weights(Spec):
+    """Where the family's weights are: `NAME` is a folder of the package's `weights/`, anything else a path.
+
+    A folder holds `STAGE.safetensors` (or shards). A single stage can be taken from elsewhere. A relative path is
+    relative to the recipe file.
+    """
+
+    dir: str = Field("pocket", description="folder of the family")
+    clip: str | None = None
+    prior: str | None = None
+    decoder: str | None = None
+    decoder_t: str | None = None
+    interp: str | None = None
+    sr_l: str | None = None
+    sr_lt: str | None = None
+    sr_h: str | None = None
+
+
+class ClipPart(Spec):
+    network: ClipSpec = ClipSpec()
+
+
+class PriorPart(Spec):
+    """P. `samples` are drawn and the one nearest to the text embedding is kept (unCLIP, section 2.2)."""
+
+    network: PriorSpec = PriorSpec()
+    schedule: ScheduleSpec = ScheduleSpec(prediction="x0")
+    sampler: SamplerSpec = SamplerSpec(name="ddpm", steps=64, guidance_scale=4.0, clip_x0=None)
+    samples: int = Field(2, ge=1)
+
+
+class DecoderPart(Spec):
+    """D and D^t: one network; D is the same without temporal layers."""
+
+    network: UNetSpec = UNetSpec()
+    frames: int = Field(16, ge=2)
+    schedule: ScheduleSpec = ScheduleSpec()
+    sampler: SamplerSpec = SamplerSpec()
+
+
+class InterpPart(Spec):
+    """↑F. The network is the decoder's with 4 mask channels; a null network says just that."""
+
+    network: UNetSpec | None = None
+    frame_skip: int = Field(5, ge=1, description="known frames are this many frames apart: 16 -> 15 * 5 + 1 = 76")
+    window: int = Field(16, ge=2, description="frames the network sees at once")
+    schedule: ScheduleSpec | None = Field(None, description="null for the decoder's")
+    sampler: SamplerSpec = SamplerSpec()
+
+
+class SuperResPart(Spec):
+    """SR_l^t or SR_h. `kind: lanczos` resamples instead of a network, and the user is told."""
+
+    kind: Literal["network", "lanczos", "none"] = "network"
+    size: int = Field(256, ge=1, description="pixels a side of the result")
+    network: UNetSpec = UNetSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    sampler: SamplerSpec = SamplerSpec()
+    noise_level: float = Field(0.0, ge=0, le=1, description="augmentation of the low-res picture at sampling, share of T")
+    chunk: int = Field(16, ge=1, description="frames that go through the network at once")
+
+
+class Cascade(Spec):
+    """SR_h . SR_l^t . ↑F . D^t . P (Make-A-Video, equation 1)."""
+
+    clip: ClipPart = ClipPart()
+    prior: PriorPart = PriorPart()
+    decoder: DecoderPart = DecoderPart()
+    interp: InterpPart = InterpPart()
+    sr_l: SuperResPart = SuperResPart(size=256)
+    sr_h: SuperResPart = SuperResPart(size=768)
+
+
+class Output(Spec):
+    dir: str = Field("outputs", description="where results go without -o, relative to the working folder")
+    fps: float = Field(24.0, gt=0, le=240)
+    codec: Literal["h264", "ffv1"] = "h264"
+    crf: int = Field(16, ge=0, le=51)
+    sheet: bool = Field(True, description="a contact sheet beside the video")
+
+
+class Data(Spec):
+    """Where training data comes from. `world` is the rendered pocket world; the others are folders (relative to the recipe)."""
+
+    world: bool = False
+    image: str | None = Field(None, description="a folder of images")
+    pairs: str | None = Field(None, description="a folder of images with captions (.txt, JSONL, CSV)")
+    video: str | None = Field(None, description="a folder of video files, any nesting; captions are never read")
+
+
+class FpsCurriculum(Spec):
+    """fps = low + (high - low) * Beta(a, b); (a, b) move from `start` to `end` over training (section 3.2.2)."""
+
+    low: float = Field(1.0, gt=0)
+    high: float = Field(30.0, gt=0)
+    start: tuple[float, float] = (4.0, 1.0)
+    end: tuple[float, float] = (1.0, 4.0)
+
+
+class Masks(Spec):
+    """Shares of the tasks that ↑F trains on (section 3.3); they need not sum to one."""
+
+    interpolate: float = Field(0.5, ge=0, description="key frames `frame_skip` apart are known")
+    endpoints: float = Field(0.1, ge=0, description="only the first and the last frame are known")
+    forward: float = Field(0.15, ge=0, description="the first frames are known (extrapolation)")
+    backward: float = Field(0.1, ge=0, description="the last frames are known")
+    animate: float = Field(0.1, ge=0, description="only the first frame is known")
+    generate: float = Field(0.05, ge=0, description="nothing is known: the task of D^t")
+    frame_skips: tuple[int, ...] = (2, 3, 5, 7)
+
+
+class Degradation(Spec):
+    """How training corrupts the low-res picture of an SR network (unCLIP, section 2.3)."""
+
+    blur_kernel: int = Field(3, ge=1)
+    blur_sigma: float = Field(0.6, gt=0)
+    blur_probability: float = Field(0.5, ge=0, le=1)
+    noise_max: float = Field(0.1, ge=0, le=1, description="largest augmentation level, share of T")
+
+
+class StageTraining(Spec):
+    """How one stage is trained; `train.defaults` gives what a stage leaves out."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(32, ge=1, description="samples (clips for video stages) a step")
+    lr: float = Field(1e-4, gt=0)
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices; the rest stays with AdamW")
+    muon_lr: float = Field(0.02, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(100, ge=0)
+    decay: float = Field(0.6, ge=0, le=1, description="last share of the steps over which the rate falls to zero")
+    clip_grad: float = Field(1.0, gt=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    drop_condition: float = Field(0.1, ge=0, le=1, description="share of samples without their condition, for guidance")
+    weighting: Literal["uniform", "min_snr"] = "uniform"
+    snr_min: float = Field(0.0, ge=0, description="min_snr: lower clamp of the SNR weight on x0")
+    snr_max: float = Field(5.0, gt=0, description="min_snr: upper clamp (gamma)")
+    vlb_weight: float = Field(0.001, ge=0, description="lambda of the hybrid loss, with a learned variance")
+    train: Literal["all", "temporal"] = "all"
+    spatial_lr: float = Field(1.0, gt=0, description="factor on the rate of inherited layers")
+    image_batch: float = Field(0.0, ge=0, lt=1, description="share of a video stage's steps that see still images")
+    frames: int = Field(16, ge=2)
+    crop: int | None = Field(None, description="SR: train on random crops of this many pixels")
+    fps: FpsCurriculum = FpsCurriculum()
+    masks: Masks = Masks()
+    degradation: Degradation = Degradation()
+    save_every: int = Field(500, ge=1)
+    sample_every: int = Field(500, ge=1)
+    log_every: int = Field(20, ge=1)
+
+
+class Train(Spec):
+    out: str = Field("runs", description="checkpoints, metrics and samples, relative to the working folder")
+    seed: int = 0
+    data: Data = Data()
+    held_out: int = Field(64, ge=0, description="samples kept aside for the held-out loss")
+    stages: dict[str, StageTraining] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_stages(self) -> Train:
+        for name in self.stages:
+            if name not in STAGES:
+                raise ValueError(f"unknown stage `{name}`; the stages are {', '.join(STAGES)}")
+        return self
+
+
+class Recipe(Spec):
+    """A whole recipe, after `extends`, `--set` and defaults."""
+
+    name: str
+    description: str = ""
+    hardware: Hardware = Hardware()
+    weights: Weights = Weights()
+    cascade: Cascade = Cascade()
+    output: Output = Output()
+    train: Train = Train()
+
+    def stage(self, name: str) -> StageTraining:
+        """How `name` is trained; a stage that the recipe does not mention has the defaults."""
+        return self.train.stages.get(name, StageTraining())
+
+    def interp_network(self) -> UNetSpec:
+        """↑F's network: the recipe's, or the decoder's widened by 4 mask channels."""
+        return self.cascade.interp.network or self.cascade.decoder.network.model_copy(update={"mask_channels": 4})
+
+    def interp_schedule(self) -> ScheduleSpec:
+        return self.cascade.interp.schedule or self.cascade.decoder.schedule

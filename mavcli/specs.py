@@ -1,0 +1,140 @@
+"""Torch-free descriptions of networks, schedules and samplers.
+
+One definition serves the YAML recipe, the constructor and the header of a weight file. Names are the field's own
+(guided-diffusion, GLIDE, Karlo) and are for ever: changing one makes old files unreadable.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Spec(BaseModel):
+    """Frozen; unknown keys, implicit conversions, inf and nan are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ClipSpec(Spec):
+    """The two CLIP towers, built by open_clip (section 3.1: `C_x`, `C_y`)."""
+
+    embed_dim: int = Field(512, ge=1, description="width of the shared embedding space")
+    image_size: int = Field(224, ge=1, description="pixels a side that the image tower reads")
+    vision_layers: int | tuple[int, int, int, int] = Field(
+        12, description="transformer layers, or four stage depths for a modified ResNet"
+    )
+    vision_width: int = Field(768, ge=1)
+    vision_patch_size: int | None = Field(16, description="null for a ResNet")
+    text_context: int = Field(77, ge=4, description="tokens a caption is cut or padded to")
+    text_width: int = Field(512, ge=1)
+    text_heads: int = Field(8, ge=1)
+    text_layers: int = Field(12, ge=1)
+    quick_gelu: bool = Field(False, description="OpenAI's towers use QuickGELU")
+    vocabulary: tuple[str, ...] | None = Field(
+        None, description="the words the text tower knows; null for CLIP's whole byte-pair vocabulary"
+    )
+    pretrained: str | None = Field(None, description="an open_clip model name (`ViT-L-14`); the sizes above are then its own")
+
+
+class PriorSpec(Spec):
+    """P: unCLIP's causal transformer that predicts the un-noised CLIP image embedding (arXiv 2204.06125, section 2.2)."""
+
+    clip_dim: int = Field(768, ge=1)
+    text_dim: int = Field(768, ge=1, description="width of the text tower's token states")
+    text_context: int = Field(77, ge=1)
+    width: int = Field(2048, ge=1)
+    layers: int = Field(24, ge=1)
+    num_heads: int = Field(32, ge=1)
+    final_norm: bool = True
+
+
+class UNetSpec(Spec):
+    """One ADM / GLIDE U-Net: D, D^t, ↑F, SR_l, SR_l^t and SR_h are all of this shape.
+
+    `image_size` is the side, in pixels, of the square that the network was laid out for; it only decides at which
+    levels attention sits. Convolutional networks run at any multiple of `patch * 2^(levels-1)`.
+    """
+
+    image_size: int = Field(64, ge=1)
+    in_channels: int = Field(3, ge=1, description="channels of the noised picture, before what is concatenated")
+    out_channels: int = Field(3, ge=1, description="3, or 6 with a learned variance range")
+    low_res_channels: int = Field(0, ge=0, description="3 for super-resolution: the upsampled low-res picture")
+    mask_channels: int = Field(0, ge=0, description="4 for frame interpolation: masked RGB and the mask (section 3.3)")
+    patch: int = Field(1, description="pixel-unshuffle factor of the stem; 1 is ADM's own stem")
+    model_channels: int = Field(320, ge=1)
+    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
+    num_res_blocks: int | tuple[int, ...] = 3
+    attention_resolutions: tuple[int, ...] = Field((32, 16, 8), description="sides of the feature maps that get attention")
+    mid_attention: bool = True
+    num_heads: int | None = Field(None, description="heads of every attention; or give `num_head_channels`")
+    num_head_channels: int | None = Field(64, description="channels of a head; wins over `num_heads`")
+    activation: Literal["silu", "gelu"] = "silu"
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+    norm_groups: int = Field(32, ge=1)
+    norm_eps: float = Field(1e-5, gt=0)
+    time_embed_dim: int | None = Field(None, description="null for 4 x model_channels")
+    num_classes: int | None = Field(None, description="class-conditional ADM")
+    noise_level: bool = Field(False, description="embed the augmentation level of the low-res picture")
+    clip_dim: int | None = Field(None, description="CLIP image embedding: added to the time embedding and as tokens")
+    clip_tokens: int = Field(4, ge=0, description="extra context tokens made from the CLIP embedding")
+    context_dim: int | None = Field(None, description="width of the context tokens; null without cross attention")
+    text: Literal["none", "clip", "glide"] = Field("none", description="text branch: Karlo's, or GLIDE's own transformer")
+    text_dim: int = Field(768, ge=1, description="width of CLIP's text states (`clip`)")
+    text_context: int = Field(77, ge=1)
+    text_layers: int = Field(16, ge=1, description="GLIDE's transformer")
+    text_heads: int = Field(8, ge=1)
+    text_vocabulary: int = Field(50257, ge=1)
+    low_res_residual: bool = Field(False, description="the output is added to the upsampled low-res picture (x0 only)")
+    temporal: Literal["none", "p3d"] = Field("none", description="pseudo-3-D layers of section 3.2")
+    temporal_position: Literal["none", "rope", "relbias"] = "rope"
+    temporal_kernel: int = Field(3, ge=1)
+    fps: bool = Field(False, description="the frame rate reaches every temporal block")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> UNetSpec:
+        if self.patch not in (1, 2, 4, 8):
+            raise ValueError(f"patch must be 1, 2, 4 or 8, not {self.patch}")
+        if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != len(self.channel_mult):
+            raise ValueError(f"num_res_blocks has {len(self.num_res_blocks)} entries for {len(self.channel_mult)} levels")
+        if self.num_heads is None and self.num_head_channels is None:
+            raise ValueError("give num_heads or num_head_channels")
+        if self.clip_tokens and self.clip_dim and self.context_dim is None:
+            raise ValueError("clip_tokens need a context_dim")
+        if self.fps and self.temporal == "none":
+            raise ValueError("fps needs temporal layers")
+        if self.low_res_residual and self.low_res_channels != self.in_channels:
+            raise ValueError("low_res_residual needs as many low_res_channels as in_channels")
+        return self
+
+    @property
+    def levels(self) -> int:
+        return len(self.channel_mult)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of a picture must be multiples of this many pixels."""
+        return self.patch * 2 ** (self.levels - 1)
+
+
+class ScheduleSpec(Spec):
+    """Forward process and what the network predicts."""
+
+    name: Literal["linear", "cosine"] = "cosine"
+    timesteps: int = Field(1000, ge=1, description="T of the trained process")
+    prediction: Literal["epsilon", "x0", "v"] = "epsilon"
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
+
+
+class SamplerSpec(Spec):
+    """How one network of the cascade is sampled."""
+
+    name: Literal["ddpm", "ddim", "dpm++2m"] = "ddim"
+    steps: int = Field(50, ge=1, description="network calls per sample, before guidance doubles them")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's: 0 is deterministic, 1 is DDPM-like")
+    spacing: Literal["linspace", "trailing", "leading"] = Field("linspace", description="how the steps are picked out of T")
+    guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is off")
+    clip_x0: float | None = Field(1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never")
