@@ -7,9 +7,10 @@ who uses `mav` needs the font.
 from __future__ import annotations
 
 import argparse
+from math import cos, pi, sin
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 CELL = 256
 """Side of one square cell of the atlas, pixels. Cells lie in one row, in the order of GLYPHS."""
@@ -63,10 +64,6 @@ def sprite(glyph: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 def _dilate(alpha: Image.Image, radius: int) -> Image.Image:
     """Grow a mask by a disc of `radius` pixels, by stamping it round the circle."""
-    from math import cos, pi, sin
-
-    from PIL import ImageChops
-
     grown = alpha
     for ring in range(1, radius + 1):
         for k in range(32):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -176,6 +176,19 @@ _SUPERSAMPLE = 2
 _CIRCLE = tuple((math.cos(k * math.pi / 18), math.sin(k * math.pi / 18)) for k in range(36))
 
 
+class _Frame(NamedTuple):
+    """A turned coordinate frame: props fixed to an actor are drawn in it."""
+
+    x: float
+    y: float
+    angle: float = 0.0
+
+    def at(self, u: float, v: float) -> Point:
+        """Where the frame's own point (u, v) lies in the picture."""
+        c, d = math.cos(self.angle), math.sin(self.angle)
+        return self.x + c * u - d * v, self.y + d * u + c * v
+
+
 class _Canvas:
     """An RGB image that is drawn on in unit coordinates, supersampled."""
 
@@ -232,20 +245,7 @@ class _Canvas:
 
     def pixels(self) -> np.ndarray:
         """The finished picture, uint8 (size, size, 3)."""
-        return np.asarray(self.image.reduce(_SUPERSAMPLE))
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """A turned coordinate frame: props fixed to an actor are drawn in it."""
-
-    x: float
-    y: float
-    angle: float = 0.0
-
-    def at(self, u: float, v: float) -> Point:
-        c, d = math.cos(self.angle), math.sin(self.angle)
-        return self.x + c * u - d * v, self.y + d * u + c * v
+        return np.array(self.image.reduce(_SUPERSAMPLE))
 
 
 @cache
@@ -283,6 +283,21 @@ def _feet(actor: str) -> float:
 WHITE: Colour = (255, 255, 255)
 
 
+class _View(NamedTuple):
+    """Where a place is seen from: all lengths are in frame sides."""
+
+    horizon: float
+    """How far below its usual line the ground begins."""
+    far: float
+    """How far the distance has moved to the left."""
+    near: float
+    """How far the foreground has moved to the left."""
+    side: float
+    """Shift of the large features to the right."""
+    lift: float
+    """How far the whole ground lies below its usual line because the camera is high."""
+
+
 def _repeat(start: float, spacing: float, shift: float, margin: float) -> Iterator[tuple[int, float]]:
     """Index and position of every item of an endless row that lies within `margin` of the frame."""
     first = math.ceil((-margin - start + shift) / spacing)
@@ -291,7 +306,8 @@ def _repeat(start: float, spacing: float, shift: float, margin: float) -> Iterat
         yield k, start + k * spacing - shift
 
 
-def _beach(c: _Canvas, h: float, far: float, near: float, side: float, lift: float) -> None:
+def _beach(c: _Canvas, view: _View) -> None:
+    h, far, near, side, lift = view
     c.rect(0, 0, 1, 1, (126, 206, 250))
     c.ellipse(0.84 + side - 0.1 * far, 0.14 + 0.3 * lift, 0.09, 0.09, (255, 220, 60))
     sea = 0.56 + h + lift
@@ -316,7 +332,8 @@ def _beach(c: _Canvas, h: float, far: float, near: float, side: float, lift: flo
             )
 
 
-def _snow(c: _Canvas, h: float, far: float, near: float, side: float, lift: float) -> None:
+def _snow(c: _Canvas, view: _View) -> None:
+    h, far, near, side, lift = view
     c.rect(0, 0, 1, 1, (176, 212, 238))
     ground = 0.64 + h + lift
     for _, x in _repeat(0.55 + side, 1.1, far, 0.6):
@@ -350,7 +367,8 @@ _STARS = (
 )
 
 
-def _space(c: _Canvas, h: float, far: float, near: float, side: float, lift: float) -> None:
+def _space(c: _Canvas, view: _View) -> None:
+    h, far, near, side, lift = view
     c.rect(0, 0, 1, 1, (14, 10, 38))
     for x0, y in _STARS:
         for _, x in _repeat(x0 + side, 1.2, 0.6 * far, 0.05):
@@ -372,7 +390,8 @@ def _space(c: _Canvas, h: float, far: float, near: float, side: float, lift: flo
 _BLOCKS = ((0.00, 0.20, 0.50), (0.21, 0.16, 0.34), (0.38, 0.20, 0.42), (0.59, 0.17, 0.30), (0.77, 0.22, 0.56))
 
 
-def _city(c: _Canvas, h: float, far: float, near: float, side: float, lift: float) -> None:
+def _city(c: _Canvas, view: _View) -> None:
+    h, far, near, side, lift = view
     c.rect(0, 0, 1, 1, (22, 30, 88))
     moon = 0.55 + side - 0.1 * far
     c.ellipse(moon, 0.12 + 0.3 * lift, 0.07, 0.07, (255, 240, 190))
@@ -393,7 +412,7 @@ def _city(c: _Canvas, h: float, far: float, near: float, side: float, lift: floa
         c.rect(x, road + 0.10, x + 0.2, road + 0.135, (250, 214, 80))
 
 
-_PLACES: dict[str, Callable[[_Canvas, float, float, float, float, float], None]] = {
+_DRAW_PLACE: dict[str, Callable[[_Canvas, _View], None]] = {
     "beach": _beach,
     "snow": _snow,
     "space": _space,
@@ -406,7 +425,7 @@ def _draw_place(c: _Canvas, scene: Scene, camera: float, lift: float = 0.0) -> N
     if scene.mirrored:
         # Mirrored places let features stand on either side; the camera's own direction must not change with that.
         camera = -camera
-    _PLACES[scene.place](c, scene.horizon, 0.4 * camera, camera, scene.side, lift)
+    _DRAW_PLACE[scene.place](c, _View(scene.horizon, 0.4 * camera, camera, scene.side, lift))
     if scene.mirrored:
         c.image.paste(c.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
@@ -633,7 +652,6 @@ def _skating(c: _Canvas, scene: Scene, t: float) -> None:
     w = _cycle(scene, t, 2.4)
     slide = math.sin(w)
     _draw_place(c, scene, scene.pan * t)
-    d = scene.direction
     x = 0.5 + 0.5 * (scene.x - 0.5) + 0.15 * slide
     ground = 0.93
     board = _Frame(x, ground - 0.10, 0.0)
@@ -652,7 +670,7 @@ def _skating(c: _Canvas, scene: Scene, t: float) -> None:
     ]
     c.line([board.at(*p) for p in (*deck, deck[0])], 0.024, _INK)
     c.poly([board.at(*p) for p in deck], (240, 70, 200))
-    roll = x / 0.055 * d * d
+    roll = x / 0.055
     for u in (-0.20, 0.20):
         wx, wy = board.at(u, 0.062)
         c.ellipse(wx, wy, 0.058, 0.058, _INK)
@@ -660,7 +678,7 @@ def _skating(c: _Canvas, scene: Scene, t: float) -> None:
         c.line([(wx, wy), (wx + 0.04 * math.cos(roll), wy + 0.04 * math.sin(roll))], 0.02, _INK)
 
 
-_ACTIONS: dict[str, Callable[[_Canvas, Scene, float], None]] = {
+_DRAW_ACTION: dict[str, Callable[[_Canvas, Scene, float], None]] = {
     "surfing": _surfing,
     "flying": _flying,
     "driving": _driving,
@@ -675,7 +693,7 @@ _ACTIONS: dict[str, Callable[[_Canvas, Scene, float], None]] = {
 def render(scene: Scene, time: float, size: int) -> np.ndarray:
     """The scene at `time` seconds (0 to about 6), uint8 RGB (size, size, 3); the same picture at every size."""
     canvas = _Canvas(size)
-    _ACTIONS[scene.action](canvas, scene, time)
+    _DRAW_ACTION[scene.action](canvas, scene, time)
     return canvas.pixels()
 
 
@@ -924,10 +942,10 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread makes the bytes the same on every machine.
+        # With several threads the bytes would depend on the machine's cores.
         stream.options = {"crf": "14", "preset": "medium", "threads": "1"}
-        for frame in frames:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
-            )
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            # Left to the encoder, the conversion of small frames gave other bytes from one call to the next.
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
         container.mux(stream.encode())

@@ -1,9 +1,9 @@
 """What a noisy sample, a network output and a training loss mean under a schedule; no networks.
 
-x_t = alpha_t x0 + sigma_t noise with alpha = sqrt(abar), sigma = sqrt(1 - abar). Sources: DDPM (arXiv 2006.11239), Improved
-DDPM (arXiv 2102.09672), v of progressive distillation (arXiv 2202.00512), min-SNR weights (arXiv 2303.09556). Every x is
-(b, ...), batch first and any shape after it (b f c h w for video, b d for embeddings); every t is (b,) integer steps
-of the trained process.
+x_t = alpha_t x0 + sigma_t noise with alpha = sqrt(abar), sigma = sqrt(1 - abar). Sources: DDPM (arXiv
+2006.11239), Improved DDPM (arXiv 2102.09672), v of progressive distillation (arXiv 2202.00512), min-SNR
+weights (arXiv 2303.09556). Every x is (b, ...), batch first and any shape after it (b f c h w for video, b d
+for embeddings); every t is (b,) integer steps of the trained process.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Parameterization = Literal["epsilon", "x0", "v"]
 class Prediction:
     """What a network says about x_t; all of x_t's shape, and x_t = alpha x0 + sigma epsilon holds.
 
-    `variance_fraction` is a learned log variance of the reverse step on the scale of Improved DDPM's eq. 15: 0 is the
-    posterior's, 1 is log beta. Which those are depends on the steps a sampler keeps, hence not a log variance here.
-    None where the variance is not learned.
+    `variance_fraction` is a learned log variance of the reverse step on the scale of Improved DDPM's eq. 15:
+    0 is the posterior's, 1 is log beta. Which those are depends on the steps a sampler keeps, hence not a log
+    variance here. None where the variance is not learned.
     """
 
     x0: Tensor
@@ -40,7 +40,9 @@ def add_noise(schedule: Schedule, x0: Tensor, *, t: Tensor, noise: Tensor) -> Te
     return alpha * x0 + sigma * noise
 
 
-def to_x0(schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, prediction: Parameterization) -> Tensor:
+def to_x0(
+    schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, prediction: Parameterization
+) -> Tensor:
     """x0 (b, ...) from a network's `value` for x_t, where `prediction` names what the value is."""
     if prediction == "x0":
         return value
@@ -48,7 +50,9 @@ def to_x0(schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, predicti
     return (x_t - sigma * value) / alpha if prediction == "epsilon" else alpha * x_t - sigma * value
 
 
-def to_epsilon(schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, prediction: Parameterization) -> Tensor:
+def to_epsilon(
+    schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, prediction: Parameterization
+) -> Tensor:
     """The noise (b, ...) that a network's `value` for x_t amounts to."""
     if prediction == "epsilon":
         return value
@@ -56,26 +60,29 @@ def to_epsilon(schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, pre
     return (x_t - alpha * value) / sigma if prediction == "x0" else alpha * value + sigma * x_t
 
 
-def to_v(schedule: Schedule, value: Tensor, *, x_t: Tensor, t: Tensor, prediction: Parameterization) -> Tensor:
-    """v = alpha epsilon - sigma x0 (b, ...) that a network's `value` for x_t amounts to."""
-    if prediction == "v":
-        return value
-    alpha, sigma = schedule.alpha_sigma(t, x_t)
-    return (value - sigma * x_t) / alpha if prediction == "epsilon" else (alpha * x_t - value) / sigma
+def to_v(schedule: Schedule, x0: Tensor, *, epsilon: Tensor, t: Tensor) -> Tensor:
+    """v = alpha epsilon - sigma x0 (b, ...)."""
+    alpha, sigma = schedule.alpha_sigma(t, x0)
+    return alpha * epsilon - sigma * x0
 
 
-def split_output(schedule: Schedule, output: Tensor, *, like: Tensor, channel_dim: int = 2) -> tuple[Tensor, Tensor | None]:
-    """A network's output as (predicted value, variance fraction or None), both of the shape and dtype of `like`.
+def split_output(
+    schedule: Schedule, output: Tensor, *, like: Tensor, channel_dim: int = 2
+) -> tuple[Tensor, Tensor | None]:
+    """A network's output as (predicted value, variance fraction or None), both of the shape and dtype of
+    `like`.
 
-    With `learned_range` the output has twice the channels, values first. `channel_dim` is 2 for b f c h w. Raises
-    ValueError where the output has another shape than the schedule's variance asks for.
+    With `learned_range` the output has twice the channels, values first. `channel_dim` is 2 for b f c h w.
+    Raises ValueError where the output has another shape than the schedule's variance asks for.
     """
     learned = schedule.spec.variance == "learned_range"
     wanted = list(like.shape)
     if learned:
         wanted[channel_dim] *= 2
     if list(output.shape) != wanted:
-        raise ValueError(f"network output is {list(output.shape)}, variance `{schedule.spec.variance}` needs {wanted}")
+        raise ValueError(
+            f"network output is {list(output.shape)}, variance `{schedule.spec.variance}` needs {wanted}"
+        )
     output = output.to(like.dtype)
     if not learned:
         return output, None
@@ -94,8 +101,8 @@ def read_output(
 ) -> Prediction:
     """A network's raw output for x_t (b, ...) as a Prediction.
 
-    x0 is clamped to +- `clip_x0` (None for never) and epsilon is then the one that leads from the clamped x0 to x_t, as
-    in guided-diffusion. Shapes, `channel_dim` and errors as in `split_output`.
+    x0 is clamped to +- `clip_x0` (None for never) and epsilon is then the one that leads from the clamped x0
+    to x_t, as in guided-diffusion. Shapes, `channel_dim` and errors as in `split_output`.
     """
     value, fraction = split_output(schedule, output, like=x_t, channel_dim=channel_dim)
     kind = schedule.spec.prediction
@@ -108,8 +115,11 @@ def read_output(
     return Prediction(x0, epsilon, fraction)
 
 
-def posterior_mean_variance(schedule: Schedule, x0: Tensor, *, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q(x_prev | x_t, x0) with x_prev the step kept before t: its mean (b, ...), variance and clipped log variance (b, 1, ...).
+def posterior_mean_variance(
+    schedule: Schedule, x0: Tensor, *, x_t: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q(x_prev | x_t, x0) with x_prev the step kept before t: its mean (b, ...), variance and clipped log
+    variance (b, 1, ...).
 
     DDPM, eq. 6 and 7.
     """
@@ -120,9 +130,11 @@ def posterior_mean_variance(schedule: Schedule, x0: Tensor, *, x_t: Tensor, t: T
 
 
 def log_variance(schedule: Schedule, fraction: Tensor | None, *, t: Tensor, like: Tensor) -> Tensor:
-    """log variance of the reverse step from t, broadcastable to `like` (b, ...), as the schedule's `variance` asks.
+    """log variance of the reverse step from t, broadcastable to `like` (b, ...), as the schedule's `variance`
+    asks.
 
-    `fraction` is a Prediction's; it is needed by `learned_range` (Improved DDPM, eq. 15) alone, and a ValueError says so.
+    `fraction` is a Prediction's; it is needed by `learned_range` (Improved DDPM, eq. 15) alone, and a
+    ValueError says so.
     """
     small = schedule.gather(schedule.posterior_log_variance_clipped, t, like)
     if schedule.spec.variance == "fixed_small":
@@ -151,18 +163,18 @@ def training_loss(
     vlb_weight: float = 0.001,
     channel_dim: int = 2,
 ) -> Tensor:
-    """The loss of each sample, (b,), in the dtype of x_t: mean squared error in the network's own prediction space.
+    """The loss of each sample, (b,), in the dtype of x_t: mean squared error in the network's own prediction
+    space.
 
-    `uniform` weighs that error by 1. `min_snr` weighs the error of x0 by clamp(SNR, snr_min, snr_max), converted exactly:
-    the error of epsilon is SNR times that of x0, the error of v is SNR + 1 times. Where the variance is learned,
-    vlb_weight * T * `variational_bound` is added with the mean frozen: L_hybrid = L_simple + 0.001 L_vlb (Improved DDPM,
-    eq. 16), which is guided-diffusion's RESCALED_MSE. `vlb_weight` 0 leaves it out. `output` as in `split_output`.
+    `uniform` weighs that error by 1. `min_snr` weighs the error of x0 by clamp(SNR, snr_min, snr_max),
+    converted exactly: the error of epsilon is SNR times that of x0, the error of v is SNR + 1 times. Where
+    the variance is learned, vlb_weight * T * `variational_bound` is added with the mean frozen: L_hybrid =
+    L_simple + 0.001 L_vlb (Improved DDPM, eq. 16), which is guided-diffusion's RESCALED_MSE. `vlb_weight` 0
+    leaves it out. `output` as in `split_output`.
     """
     value, fraction = split_output(schedule, output, like=x_t, channel_dim=channel_dim)
-    target = {"epsilon": noise, "x0": x0}.get(schedule.spec.prediction)
-    if target is None:
-        target = to_v(schedule, x0, x_t=x_t, t=t, prediction="x0")
-    loss = (value - target).square().flatten(1).mean(1)
+    targets = {"epsilon": noise, "x0": x0, "v": to_v(schedule, x0, epsilon=noise, t=t)}
+    loss = (value - targets[schedule.spec.prediction]).square().flatten(1).mean(1)
     if weighting == "min_snr":
         loss = loss * min_snr_weight(schedule, t, snr_min=snr_min, snr_max=snr_max).to(loss)
     if fraction is not None and vlb_weight:
@@ -173,21 +185,24 @@ def training_loss(
 
 
 def min_snr_weight(schedule: Schedule, t: Tensor, *, snr_min: float = 0.0, snr_max: float = 5.0) -> Tensor:
-    """The weight (b,), float64 on the CPU, on an error in the schedule's prediction space that min-SNR puts on x0's.
+    """The weight (b,), float64 on the CPU, on an error in the schedule's prediction space that min-SNR puts
+    on x0's.
 
     A `snr_min` above 0 makes the weight of epsilon grow without bound towards pure noise.
     """
     snr = schedule.snr(t)
-    return snr.clamp(snr_min, snr_max) / {"x0": 1.0, "epsilon": snr, "v": snr + 1}[schedule.spec.prediction]
+    error_per_x0_error = {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1}[schedule.spec.prediction]
+    return snr.clamp(snr_min, snr_max) / error_per_x0_error
 
 
 def variational_bound(
     schedule: Schedule, predicted_x0: Tensor, *, x0: Tensor, x_t: Tensor, t: Tensor, fraction: Tensor | None
 ) -> Tensor:
-    """One term of the variational bound in bits per dimension, (b,), >= 0 up to rounding (Improved DDPM, eq. 4 to 6).
+    """One term of the variational bound in bits per dimension, (b,), >= 0 up to rounding (Improved DDPM, eq.
+    4 to 6).
 
-    KL of the true posterior from the network's reverse step; at the first step, the negative log likelihood of x0 as 8-bit
-    values in [-1, 1]. `fraction` as in `log_variance`.
+    KL of the true posterior from the network's reverse step; at the first step, the negative log likelihood
+    of x0 as 8-bit values in [-1, 1]. `fraction` as in `log_variance`.
     """
     true_mean, _, true_log_variance = posterior_mean_variance(schedule, x0, x_t=x_t, t=t)
     mean, _, _ = posterior_mean_variance(schedule, predicted_x0, x_t=x_t, t=t)

@@ -1,8 +1,9 @@
 """The forward process: how much noise each diffusion step holds, and which steps a sampler keeps.
 
-Source: Ho et al. (arXiv 2006.11239) for the linear process, Nichol & Dhariwal (arXiv 2102.09672) for the cosine one and
-for respacing; the tables are those of guided-diffusion. `t` is always a step of the TRAINED process, 0 <= t < T, also
-on a respaced schedule: a network and a schedule never disagree about what `t` means.
+Source: Ho et al. (arXiv 2006.11239) for the linear process, Nichol & Dhariwal (arXiv 2102.09672) for the
+cosine one and for respacing; the tables are those of guided-diffusion. `t` is always a step of the TRAINED
+process, 0 <= t < T, also on a respaced schedule: a network and a schedule never disagree about what `t`
+means.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -25,8 +27,8 @@ MAX_BETA = 0.999  # the cosine process would end with beta = 1
 class Schedule:
     """The tables of one forward process, or of a subset of its steps.
 
-    Every table has shape (n,) with n = `len(schedule)`, float64 on the CPU, in increasing order of `timesteps`. Build it
-    with `Schedule.from_spec`; restrict it with `keep`.
+    Every table has shape (n,) with n = `len(schedule)`, float64 on the CPU, in increasing order of
+    `timesteps`. Build it with `Schedule.from_spec`; restrict it with `keep`.
     """
 
     spec: ScheduleSpec
@@ -47,7 +49,9 @@ class Schedule:
         return cls._from_tables(spec, torch.arange(spec.timesteps), betas, torch.cumprod(1 - betas, dim=0))
 
     @classmethod
-    def _from_tables(cls, spec: ScheduleSpec, timesteps: Tensor, betas: Tensor, alphas_cumprod: Tensor) -> Schedule:
+    def _from_tables(
+        cls, spec: ScheduleSpec, timesteps: Tensor, betas: Tensor, alphas_cumprod: Tensor
+    ) -> Schedule:
         previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         variance = betas * (1 - previous) / (1 - alphas_cumprod)
         first = variance[1:2] if len(betas) > 1 else betas
@@ -70,12 +74,15 @@ class Schedule:
         return len(self.timesteps)
 
     def keep(self, timesteps: Sequence[int]) -> Schedule:
-        """The process that visits only `timesteps` (strictly increasing, all held here): SpacedDiffusion's new betas.
+        """The process that visits only `timesteps` (strictly increasing, all held here): SpacedDiffusion's
+        new betas.
 
         Raises ValueError for an empty, unordered or unknown list.
         """
-        if not timesteps or any(a >= b for a, b in zip(timesteps, timesteps[1:], strict=False)):
-            raise ValueError(f"kept timesteps must be strictly increasing and not empty, not {list(timesteps)}")
+        if not timesteps or any(a >= b for a, b in pairwise(timesteps)):
+            raise ValueError(
+                f"kept timesteps must be strictly increasing and not empty, not {list(timesteps)}"
+            )
         kept = torch.tensor(list(timesteps))
         alphas_cumprod = self.alphas_cumprod[self.position(kept)]
         previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
@@ -107,11 +114,15 @@ class Schedule:
         alphas_cumprod = self.alphas_cumprod[self.position(t)]
         return alphas_cumprod / (1 - alphas_cumprod)
 
-    def respace(self, steps: int, spacing: Literal["linspace", "trailing", "leading"] = "linspace") -> list[int]:
-        """The increasing list of `steps` trained timesteps that a sampler visits; one step is always the noisiest.
+    def respace(
+        self, steps: int, spacing: Literal["linspace", "trailing", "leading"] = "linspace"
+    ) -> list[int]:
+        """The increasing list of `steps` trained timesteps that a sampler visits; one step is always the
+        noisiest.
 
-        `linspace` holds both ends (unCLIP, Karlo, guided-diffusion's "N"), `trailing` ends at T - 1, `leading` starts at
-        0 (guided-diffusion's "ddimN"), as diffusers names them. Raises UsageError for more steps than were trained.
+        `linspace` holds both ends (unCLIP, Karlo, guided-diffusion's "N"), `trailing` ends at T - 1,
+        `leading` starts at 0 (guided-diffusion's "ddimN"), as diffusers names them. Raises UsageError for
+        more steps than were trained.
         """
         trained = self.spec.timesteps
         if not 1 <= steps <= trained:

@@ -176,6 +176,7 @@ class Train(Spec):
     seed: int = 0
     data: Data = Data()
     held_out: int = Field(64, ge=0, description="samples kept aside for the held-out loss")
+    defaults: StageTraining = Field(StageTraining(), description="what a stage has that says nothing else")
     stages: dict[str, StageTraining] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -198,8 +199,8 @@ class Recipe(Spec):
     train: Train = Train()
 
     def stage(self, name: str) -> StageTraining:
-        """How `name` is trained; a stage that the recipe does not mention has the defaults."""
-        return self.train.stages.get(name, StageTraining())
+        """How `name` is trained; a stage that the recipe does not mention has `train.defaults`."""
+        return self.train.stages.get(name, self.train.defaults)
 
     def interp_network(self) -> UNetSpec:
         """↑F's network: the recipe's, or the decoder's widened by 4 mask channels."""

@@ -1,0 +1,93 @@
+"""Batches for training: a pure function of (seed, stage, step, index), so a resumed run sees what it would have seen.
+
+A `Source` draws one picture, one captioned picture or one clip with a generator; `batch_generator` says which generator
+belongs to which sample. Nothing here keeps a position: the only state of the data is the step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mavcli.data import world
+from mavcli.errors import RecipeError
+from mavcli.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class DrawnClip:
+    """frames (f, s, s, 3) uint8 at `fps` frames a second, which may differ from what was asked for (a short clip)."""
+
+    frames: np.ndarray
+    fps: float
+
+
+class Source(Protocol):
+    """Draws training samples of `size` x `size` pixels; equal generators give equal samples."""
+
+    def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """(s, s, 3) uint8."""
+        ...
+
+    def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+        """A picture (s, s, 3) uint8 and its caption."""
+        ...
+
+    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
+        """A clip without any words."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the terminal: what there is to draw from."""
+        ...
+
+
+class WorldSource:
+    """The rendered pocket world; held-out pairs never occur, and some actors occur in pictures only."""
+
+    def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        return world.render(world.draw_scene(rng), float(rng.uniform(0.0, 4.0)), size)
+
+    def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+        scene = world.draw_scene(rng)
+        return world.render(scene, float(rng.uniform(0.0, 4.0)), size), world.caption(scene, rng)
+
+    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
+        scene = world.draw_scene(rng, video=True)
+        start = float(rng.uniform(0.0, 1.0))
+        return DrawnClip(world.render_clip(scene, fps=fps, frames=frames, size=size, start=start), fps)
+
+    def describe(self) -> str:
+        return f"the rendered pocket world: {len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"
+
+
+def open_source(data: Data, kind: str, *, stage: str, base: Path) -> Source:
+    """Where a stage's samples come from; `kind` is image, pairs or video, folders are relative to `base`.
+
+    Raises RecipeError when the recipe names no such data, InputError when the folder has nothing usable.
+    """
+    if data.world:
+        return WorldSource()
+    folder = getattr(data, kind)
+    if folder is None and kind == "image" and data.pairs is not None:
+        folder, kind = data.pairs, "pairs"
+    if folder is None:
+        raise RecipeError(
+            f"stage `{stage}` needs `train.data.{kind}`, the recipe does not name a folder",
+            hint=f"add `--set train.data.{kind}=FOLDER`, or `--set train.data.world=true` for the rendered world",
+        )
+    from mavcli.data.folders import FolderSource
+
+    return FolderSource(base / folder, kind)
+
+
+def batch_generator(
+    seed: int, *, stage: str, step: int, index: int, held_out: bool = False
+) -> np.random.Generator:
+    """The generator of one sample; held-out samples come from a stream of their own."""
+    key = [seed, zlib.crc32(stage.encode()), int(held_out), step, index]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

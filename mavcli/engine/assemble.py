@@ -1,0 +1,47 @@
+"""Networks out of specs and weight files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mavcli.errors import WeightsError
+from mavcli.models.clip import Clip
+from mavcli.models.prior import Prior
+from mavcli.models.unet import UNet
+from mavcli.recipe.schema import Recipe
+from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
+from mavcli.weights.provenance import load_weights
+
+
+def build_network(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
+    """The network of a spec, with its first (untrained) weights."""
+    if isinstance(spec, ClipSpec):
+        return Clip(spec)
+    return Prior(spec) if isinstance(spec, PriorSpec) else UNet(spec)
+
+
+def load_network(spec: ClipSpec | PriorSpec | UNetSpec, path: Path, *, role: str | tuple[str, ...]) -> nn.Module:
+    """The network of `spec` with the weights of `path`, in float32, ready for sampling.
+
+    Raises WeightsError when the file is missing, of another stage or of another network.
+    """
+    tensors = load_weights(path, expect_role=role, expect_spec=spec)
+    with torch.device("meta"):
+        network = build_network(spec)
+    wanted, found = set(network.state_dict()), set(tensors)
+    if wanted != found:
+        odd = sorted(wanted ^ found)
+        raise WeightsError(f"{path} does not fit its own description: {len(odd)} tensors differ, the first is `{odd[0]}`")
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    network.load_state_dict(floats, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def load_clip(recipe: Recipe, path: Path) -> Clip:
+    """CLIP's towers, frozen."""
+    network = load_network(recipe.cascade.clip.network, path, role="clip")
+    assert isinstance(network, Clip)
+    return network

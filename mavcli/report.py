@@ -1,0 +1,37 @@
+"""How long work tells of its progress, without knowing who listens: the command line draws a bar, a test counts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Report(Protocol):
+    """What the engine and the trainer say while they work."""
+
+    def stage(self, name: str, total: float) -> None:
+        """A new piece of work begins; `total` is its cost in the unit of `advance`."""
+
+    def advance(self, amount: float = 1) -> None:
+        """So much of the present stage is done."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know, and that does not stop the work."""
+
+
+class Silent:
+    """A report that nobody hears."""
+
+    def stage(self, name: str, total: float) -> None:
+        return None
+
+    def advance(self, amount: float = 1) -> None:
+        return None
+
+    def message(self, text: str) -> None:
+        return None
+
+    def warning(self, text: str) -> None:
+        return None

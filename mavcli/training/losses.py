@@ -1,0 +1,167 @@
+"""The loss of each stage. Text enters `clip_loss` and `prior_loss` only: no other loss looks at captions.
+
+b batch, f frames, c channels, h w pixels; t is always the diffusion step, never time.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from mavcli.data.degrade import downsample, gaussian_blur, upsample
+from mavcli.diffusion.process import add_noise, training_loss
+from mavcli.diffusion.schedule import Schedule
+from mavcli.media.frames import to_float
+from mavcli.models.embeddings import Condition
+from mavcli.models.prior import Prior, PriorCondition
+from mavcli.models.unet import UNet
+from mavcli.training.conditioning import masked_video
+from mavcli.training.stage import Batch, Task
+
+
+def clip_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Symmetric cross entropy over the batch's pictures and captions (CLIP, arXiv 2103.00020, figure 3)."""
+    network = task.network
+    image = network.encode_image(pictures(task, batch)[:, 0])  # type: ignore[operator]
+    text = network.encode_text(list(batch.captions)).embedding  # type: ignore[operator]
+    logits = network.logit_scale.clamp(max=100.0) * image @ text.T  # type: ignore[operator]
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")) / 2
+
+
+def prior_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the un-noised image embedding (unCLIP, section 2.2)."""
+    network, schedule = _prior(task), _schedule(task)
+    with torch.no_grad():
+        x0 = network.scale(_clip(task).encode_image(pictures(task, batch)[:, 0]))
+        text = _clip(task).encode_text(list(batch.captions))
+    t, noise = _draw(schedule, x0, generator)
+    keep = _keep(len(x0), task.config.drop_condition, generator).to(task.device)
+    condition = PriorCondition(text.embedding, text.states, text.mask, keep)
+    x_t = add_noise(schedule, x0, t=t, noise=noise)
+    output = network(x_t, t.to(task.device), condition)
+    return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
+
+
+def decoder_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+    """D and D^t: the clip given the CLIP embedding of its FIRST frame, and its frame rate (section 3.2)."""
+    x0 = pictures(task, batch)
+    return _decode(task, x0, batch, generator, known=None)
+
+
+def interp_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+    """↑F: the masked frames given the known ones (section 3.3); known frames do not count."""
+    assert batch.known is not None
+    x0 = pictures(task, batch)
+    return _decode(task, x0, batch, generator, known=batch.known.to(task.device))
+
+
+def _decode(task: Task, x0: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None) -> Tensor:
+    schedule = _schedule(task)
+    with torch.no_grad():
+        embedding = _clip(task).encode_image(x0[:, 0])
+    t, noise = _draw(schedule, x0, generator)
+    condition = Condition(
+        image_embedding=embedding,
+        keep_embedding=_keep(len(x0), task.config.drop_condition, generator).to(task.device),
+        fps=None if batch.fps is None or x0.shape[1] == 1 else batch.fps.to(task.device),
+        masked_video=None if known is None else masked_video(x0, known),
+    )
+    x_t = add_noise(schedule, x0, t=t, noise=noise)
+    output = task.network(x_t, t.to(task.device), condition)
+    if known is None:
+        return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
+    # Where a frame is known, compare it with itself and share its weight among the others.
+    target = known[:, :, None, None, None]
+    value = {"x0": x0, "epsilon": noise}.get(schedule.spec.prediction)
+    if value is None:
+        alpha, sigma = schedule.alpha_sigma(t, x0)
+        value = alpha * noise - sigma * x0
+    channels = value.shape[2]
+    output = torch.cat([torch.where(target, value, output[:, :, :channels]), output[:, :, channels:]], dim=2)
+    loss = training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
+    return loss * (known.shape[1] / (~known).sum(1).clamp(min=1))
+
+
+def super_resolution_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+    """SR_l, SR_l^t and SR_h: the picture given its blurred, noised, enlarged small version (section 3.2; unCLIP, 2.3)."""
+    schedule = _schedule(task)
+    x0 = pictures(task, batch)
+    low_res, level = degraded(task, x0, generator)
+    t, noise = _draw(schedule, x0, generator)
+    condition = Condition(
+        low_res=low_res,
+        noise_level=level.to(task.device) if _unet(task).spec.noise_level else None,
+        fps=None if batch.fps is None or not _unet(task).spec.fps or x0.shape[1] == 1 else batch.fps.to(task.device),
+    )
+    x_t = add_noise(schedule, x0, t=t, noise=noise)
+    output = task.network(x_t, t.to(task.device), condition)
+    return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
+
+
+def degraded(task: Task, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The low-res condition (b, f, 3, h, w) for the clean x0 of that shape, and its noise level (b,)."""
+    schedule, how = _schedule(task), task.config.degradation
+    factor = sr_factor(task)
+    small = downsample(x0, x0.shape[-1] // factor)
+    blurred = gaussian_blur(small, kernel=how.blur_kernel, sigma=how.blur_sigma)
+    blur = torch.rand(len(x0), generator=generator) < how.blur_probability
+    small = torch.where(blur.to(x0.device)[:, None, None, None, None], blurred, small)
+    top = max(1, int(how.noise_max * schedule.spec.timesteps))
+    level = torch.randint(0, top, (len(x0),), generator=generator)
+    noise = torch.randn(small.shape, generator=generator).to(x0.device)
+    if how.noise_max > 0:
+        small = add_noise(schedule, small, t=level, noise=noise)
+    return upsample(small, x0.shape[-1]), level
+
+
+def sr_factor(task: Task) -> int:
+    """How many times the network of this task enlarges a side."""
+    cascade = task.recipe.cascade
+    lower = cascade.decoder.network.image_size
+    if _unet(task).spec == cascade.sr_h.network:
+        return cascade.sr_h.size // (cascade.sr_l.size if cascade.sr_l.kind != "none" else lower)
+    return cascade.sr_l.size // lower
+
+
+def pictures(task: Task, batch: Batch) -> Tensor:
+    """The batch's pixels as (b, f, 3, h, w) in [-1, 1] on the task's device."""
+    x = to_float(rearrange(batch.pixels, "b f h w c -> (b f) h w c"))
+    return rearrange(x, "(b f) c h w -> b f c h w", b=len(batch.pixels)).to(task.device)
+
+
+def _draw(schedule: Schedule, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    t = torch.randint(0, schedule.spec.timesteps, (len(x0),), generator=generator)
+    return t, torch.randn(x0.shape, generator=generator).to(x0.device)
+
+
+def _keep(batch: int, drop: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, generator=generator) >= drop
+
+
+def _weights(task: Task) -> dict[str, object]:
+    c = task.config
+    weights = {"weighting": c.weighting, "snr_min": c.snr_min, "snr_max": c.snr_max, "vlb_weight": c.vlb_weight}
+    return {**weights, "channel_dim": 1 if isinstance(task.network, Prior) else 2}
+
+
+def _schedule(task: Task) -> Schedule:
+    assert task.schedule is not None
+    return task.schedule
+
+
+def _clip(task: Task):  # type: ignore[no-untyped-def]
+    assert task.clip is not None
+    return task.clip
+
+
+def _prior(task: Task) -> Prior:
+    assert isinstance(task.network, Prior)
+    return task.network
+
+
+def _unet(task: Task) -> UNet:
+    assert isinstance(task.network, UNet)
+    return task.network

@@ -1,0 +1,96 @@
+"""Optimisers: AdamW, and Muon for hidden matrices (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+Muon steps along the nearest semi-orthogonal matrix to the momentum. PyTorch's own takes 2-D parameters only; a
+convolution's kernel is one too, flattened to (out, in * k * k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mavcli.models.unet import is_temporal
+from mavcli.recipe.schema import StageTraining
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz, tuned for slope at zero
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by five Newton-Schulz steps; `lr` is the size of a step per unit of spectral norm."""
+
+    def __init__(self, params: Iterable[dict[str, object]], *, lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(p.grad)
+                update = p.grad.add(momentum, alpha=group["momentum"]).flatten(1)  # Nesterov
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                p.add_(orthogonalise(update).view_as(p), alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
+    """About U V^T of matrix = U S V^T (m, n): singular values are brought to 0.7 ... 1.2."""
+    a, b, c = _COEFFICIENTS
+    x = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.T).to(matrix.dtype)
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """True for the convolutions and linear maps between hidden layers: not stems, outputs, embeddings, norms, biases."""
+    if parameter.ndim < 2 or parameter.flatten(1).shape[1] < 16:
+        return False
+    outer = ("input_blocks.0.", "out.", "embedding", "time_embed", "fps_embed", "_emb", "emb_layers", "cf_param")
+    return not any(part in name if part != "out." else name.startswith("out.") for part in outer)
+
+
+def build_optimizers(
+    network: nn.Module, config: StageTraining, *, inherited: bool
+) -> tuple[list[torch.optim.Optimizer], int]:
+    """The optimisers of a stage, and how many parameters they train.
+
+    With `config.train` = "temporal" only what inflation added is trained; `inherited` layers learn at `spatial_lr` times
+    the rate. Every group keeps its full rate as `base_lr` for the schedule.
+    """
+    adam: dict[float, list[nn.Parameter]] = {}
+    muon: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        new = is_temporal(name)
+        parameter.requires_grad_(new or config.train == "all")
+        if not parameter.requires_grad:
+            continue
+        factor = config.spatial_lr if inherited and not new else 1.0
+        hidden = config.optimizer == "muon" and is_hidden_matrix(name, parameter)
+        (muon if hidden else adam).setdefault(factor, []).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = []
+    if adam:
+        groups = [{"params": p, "lr": config.lr * f, "base_lr": config.lr * f} for f, p in adam.items()]
+        optimizers.append(torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay))
+    if muon:
+        groups = [{"params": p, "lr": config.muon_lr * f, "base_lr": config.muon_lr * f} for f, p in muon.items()]
+        optimizers.append(Muon(groups, lr=config.muon_lr))
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return optimizers, count
+
+
+def learning_rate(step: int, config: StageTraining) -> float:
+    """Factor on the rate at `step`: linear warm-up, constant, linear decay to zero over the last `decay` share."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    tail = config.decay * config.steps
+    fall = 1.0 if tail == 0 else min(1.0, (config.steps - step) / tail)
+    return rise * max(0.0, fall)

@@ -1,0 +1,68 @@
+"""Where a recipe's weights are, and how tensors of a parent stage become those of a child (inflation and widening)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mavcli.errors import WeightsError
+from mavcli.recipe.schema import Recipe
+from mavcli.recipe.share import share_dir
+from mavcli.weights.provenance import weight_files
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def family_dir(recipe: Recipe) -> Path:
+    """The folder of the recipe's family: of the package for a bare name, else the path itself."""
+    name = recipe.weights.dir
+    return share_dir("weights") / name if "/" not in name and "\\" not in name else Path(name)
+
+
+def stage_path(recipe: Recipe, stage: str) -> Path:
+    """The weight file that the recipe names for `stage`, whether it exists or not."""
+    named: str | None = getattr(recipe.weights, stage)
+    return Path(named) if named is not None else family_dir(recipe) / f"{stage}.safetensors"
+
+
+def trained_path(recipe: Recipe, stage: str) -> Path:
+    """Where `mav train-stage` exports the stage."""
+    return Path(recipe.train.out) / "weights" / f"{stage}.safetensors"
+
+
+def parent_path(recipe: Recipe, stage: str) -> Path | None:
+    """Weights of `stage` for a later stage to start from: this run's own first, then the recipe's family."""
+    for path in (trained_path(recipe, stage), stage_path(recipe, stage)):
+        if weight_files(path):
+            return path
+    return None
+
+
+def inherit(network: nn.Module, tensors: dict[str, Tensor], *, source: Path) -> list[str]:
+    """Load a parent's tensors into a network that may have temporal layers and input channels more; returns what is new.
+
+    New input channels get zero columns (invariant 3). Raises WeightsError when anything but temporal layers is missing, or
+    a tensor has no place.
+    """
+    import torch
+
+    from mavcli.models.unet import is_temporal
+
+    own = network.state_dict()
+    unknown = sorted(set(tensors) - set(own))
+    missing = sorted(set(own) - set(tensors))
+    foreign = [name for name in missing if not is_temporal(name)]
+    if unknown or foreign:
+        what = "has no place for" if unknown else "lacks"
+        names = unknown or foreign
+        raise WeightsError(f"{source} {what} {len(names)} tensors, the first is `{names[0]}`: it is of another network")
+    for name, value in tensors.items():
+        target = own[name]
+        if target.shape == value.shape:
+            target.copy_(value)
+        elif name == "input_blocks.0.0.weight" and target.shape[1] > value.shape[1]:
+            target.copy_(torch.cat([value, value.new_zeros(target[:, value.shape[1] :].shape)], dim=1))
+        else:
+            raise WeightsError(f"`{name}` of {source} is {tuple(value.shape)}, the network has {tuple(target.shape)}")
+    return missing

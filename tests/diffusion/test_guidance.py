@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from mavcli.diffusion.guidance import guided
+from mavcli.diffusion.process import read_output, to_v
+from mavcli.diffusion.schedule import Schedule
+from mavcli.specs import ScheduleSpec
+
+T = torch.tensor([300, 700])
+
+
+@dataclass(frozen=True)
+class Label:
+    """The smallest condition: one number a row, 0 for none."""
+
+    value: Tensor
+
+    def without_conditioning(self) -> Label:
+        return Label(torch.zeros_like(self.value))
+
+    @staticmethod
+    def cat(conditions: Sequence[Label]) -> Label:
+        return Label(torch.cat([c.value for c in conditions]))
+
+
+class Network:
+    """Counts its calls; its value and its variance both depend on the condition, x and t."""
+
+    def __init__(self, *, learned: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        self.learned, self.dtype = learned, dtype
+        self.batches: list[list[float]] = []
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Label) -> Tensor:
+        self.batches.append(condition.value.tolist())
+        label = condition.value.reshape(-1, 1, 1, 1, 1)
+        output = torch.tanh(x * (1 + label)) + t.reshape(-1, 1, 1, 1, 1) / 1000
+        if self.learned:
+            output = torch.cat([output, torch.sin(x + label)], dim=2)
+        return output.to(self.dtype)
+
+
+def _x_t(shape=(2, 2, 3, 2, 2)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_the_value_is_guided_and_the_variance_is_the_conditional_one(scale, prediction, learned):
+    variance = "learned_range" if learned else "fixed_small"
+    schedule = Schedule.from_spec(ScheduleSpec(prediction=prediction, variance=variance))
+    x_t, label, network = _x_t(), Label(torch.tensor([1.0, 2.0])), Network(learned=learned)
+    conditional, unconditional = network(x_t, T, label), network(x_t, T, label.without_conditioning())
+    wanted = unconditional + scale * (conditional - unconditional)
+    if learned:
+        wanted = torch.cat([wanted[:, :, :3], conditional[:, :, 3:]], dim=2)
+    wanted = read_output(schedule, wanted, x_t=x_t, t=T)
+    network.batches.clear()
+    read = guided(network, label, schedule=schedule, scale=scale)(x_t, T)
+    torch.testing.assert_close(read.x0, wanted.x0)
+    torch.testing.assert_close(read.epsilon, wanted.epsilon)
+    assert (read.variance_fraction is not None) == learned
+    if learned:
+        torch.testing.assert_close(read.variance_fraction, wanted.variance_fraction)
+    assert network.batches == [[1, 2, 0, 0]]
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(1.0, [1, 2]), (0.0, [0, 0])])
+def test_scales_one_and_zero_cost_one_forward_and_are_exact(scale, rows):
+    schedule = Schedule.from_spec(ScheduleSpec())
+    x_t, label, network = _x_t(), Label(torch.tensor([1.0, 2.0])), Network()
+    read = guided(network, label, schedule=schedule, scale=scale)(x_t, T)
+    assert network.batches == [rows]
+    output = network(x_t, T, Label(torch.tensor(rows, dtype=torch.float32)))
+    assert torch.equal(read.x0, read_output(schedule, output, x_t=x_t, t=T).x0)
+
+
+def test_x0_is_clamped_after_the_guidance():
+    schedule = Schedule.from_spec(ScheduleSpec(prediction="x0"))
+    x_t, label, network = _x_t(), Label(torch.tensor([1.0, 2.0])), Network()
+    free = guided(network, label, schedule=schedule, scale=6.0)(x_t, T)
+    clamped = guided(network, label, schedule=schedule, scale=6.0, clip_x0=0.9)(x_t, T)
+    assert free.x0.abs().max() > 1
+    assert torch.equal(clamped.x0, free.x0.clamp(-0.9, 0.9))
+
+
+def test_the_rounding_of_a_reduced_precision_network_is_not_made_worse_by_the_sum():
+    schedule = Schedule.from_spec(ScheduleSpec())
+    x_t, label = _x_t(), Label(torch.tensor([1.0, 2.0]))
+    reduced = Network(dtype=torch.bfloat16)
+    conditional = reduced(x_t, T, label).float()
+    unconditional = reduced(x_t, T, label.without_conditioning()).float()
+    read = guided(reduced, label, schedule=schedule, scale=8.0)(x_t, T)
+    wanted = unconditional + 8 * (conditional - unconditional)
+    assert read.epsilon.dtype == torch.float32
+    torch.testing.assert_close(read.epsilon, wanted)
+
+
+def test_an_embedding_is_guided_like_a_video():
+    schedule = Schedule.from_spec(ScheduleSpec(prediction="v"))
+    x_t, label = _x_t((2, 6)), Label(torch.tensor([1.0, 2.0]))
+
+    def network(x: Tensor, t: Tensor, condition: Label) -> Tensor:
+        return x * condition.value[:, None]
+
+    read = guided(network, label, schedule=schedule, scale=3.0, channel_dim=1)(x_t, T)
+    value = to_v(schedule, read.x0, epsilon=read.epsilon, t=T)
+    torch.testing.assert_close(value, 3 * x_t * label.value[:, None])
