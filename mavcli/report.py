@@ -8,6 +8,9 @@ from typing import Protocol
 class Report(Protocol):
     """What the engine and the trainer say while they work."""
 
+    def plan(self, total: float) -> None:
+        """All stages to come cost `total` together; said once, at the start, so that one bar spans them."""
+
     def stage(self, name: str, total: float) -> None:
         """A new piece of work begins; `total` is its cost in the unit of `advance`."""
 
@@ -23,6 +26,9 @@ class Report(Protocol):
 
 class Silent:
     """A report that nobody hears."""
+
+    def plan(self, total: float) -> None:
+        return None
 
     def stage(self, name: str, total: float) -> None:
         return None

@@ -175,7 +175,7 @@ class VideoFolder:
         longest = max(len(source.times) for source in self.sources)
         raise InputError(
             f"`{self.root.absolute()}` gives no clip of {frames} frames; its longest video has {longest}",
-            hint=f"train with fewer frames, such as `--set train.stages.decoder_t.frames={max(2, min(longest, 8))}`",
+            hint="use longer videos, or set fewer `frames` for this stage",
         )
 
     def _pixels(self, clip: int, index: NDArray[np.intp], size: int, rule: Fit) -> Frames:

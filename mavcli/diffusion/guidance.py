@@ -41,8 +41,7 @@ def guided(
     clip_x0: float | None = None,
     channel_dim: int = 2,
 ) -> Denoise:
-    """A denoiser that calls `network(x, t, condition)` and guides its prediction, before x0 is clamped to +-
-    `clip_x0`.
+    """A denoiser that calls `network(x, t, condition)`, guides the prediction and clamps x0 to +- `clip_x0`.
 
     Scale 1 is the conditional network and 0 the unconditional one, each alone; any other scale runs both in
     one batch of twice the rows, the conditional half first. What is guided is the predicted value (epsilon,
@@ -70,7 +69,7 @@ def guided(
 
 
 def _combine(doubled: Tensor, *, scale: float, channels: int, channel_dim: int) -> Tensor:
-    """The conditional half with its first `channels`, the predicted value, pushed away from the unconditional half's."""
+    """The conditional half, its first `channels` (the value) pushed away from the unconditional half's."""
     conditional, unconditional = doubled.chunk(2)
     value = conditional.narrow(channel_dim, 0, channels)
     base = unconditional.narrow(channel_dim, 0, channels)

@@ -1,6 +1,6 @@
 """What a noisy sample, a network output and a training loss mean under a schedule; no networks.
 
-x_t = alpha_t x0 + sigma_t noise with alpha = sqrt(abar), sigma = sqrt(1 - abar). Sources: DDPM (arXiv
+x_t = alpha x0 + sigma noise with alpha = sqrt(abar), sigma = sqrt(1 - abar). Sources: DDPM (arXiv
 2006.11239), Improved DDPM (arXiv 2102.09672), v of progressive distillation (arXiv 2202.00512), min-SNR
 weights (arXiv 2303.09556). Every x is (b, ...), batch first and any shape after it (b f c h w for video, b d
 for embeddings); every t is (b,) integer steps of the trained process.
@@ -69,8 +69,7 @@ def to_v(schedule: Schedule, x0: Tensor, *, epsilon: Tensor, t: Tensor) -> Tenso
 def split_output(
     schedule: Schedule, output: Tensor, *, like: Tensor, channel_dim: int = 2
 ) -> tuple[Tensor, Tensor | None]:
-    """A network's output as (predicted value, variance fraction or None), both of the shape and dtype of
-    `like`.
+    """A network's output as (predicted value, variance fraction or None), of the shape and dtype of `like`.
 
     With `learned_range` the output has twice the channels, values first. `channel_dim` is 2 for b f c h w.
     Raises ValueError where the output has another shape than the schedule's variance asks for.
@@ -118,10 +117,9 @@ def read_output(
 def posterior_mean_variance(
     schedule: Schedule, x0: Tensor, *, x_t: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q(x_prev | x_t, x0) with x_prev the step kept before t: its mean (b, ...), variance and clipped log
-    variance (b, 1, ...).
+    """Mean (b, ...), variance and clipped log variance (b, 1, ...) of q(x_prev | x_t, x0); DDPM, eq. 6 and 7.
 
-    DDPM, eq. 6 and 7.
+    x_prev is at the step that `schedule` holds before t.
     """
     mean = schedule.gather(schedule.posterior_mean_coef1, t, x_t) * x0
     mean = mean + schedule.gather(schedule.posterior_mean_coef2, t, x_t) * x_t
@@ -130,8 +128,7 @@ def posterior_mean_variance(
 
 
 def log_variance(schedule: Schedule, fraction: Tensor | None, *, t: Tensor, like: Tensor) -> Tensor:
-    """log variance of the reverse step from t, broadcastable to `like` (b, ...), as the schedule's `variance`
-    asks.
+    """log variance of the reverse step from t by the schedule's `variance`; broadcasts to `like` (b, ...).
 
     `fraction` is a Prediction's; it is needed by `learned_range` (Improved DDPM, eq. 15) alone, and a
     ValueError says so.
@@ -162,31 +159,31 @@ def training_loss(
     snr_max: float = 5.0,
     vlb_weight: float = 0.001,
     channel_dim: int = 2,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each sample, (b,), in the dtype of x_t: mean squared error in the network's own prediction
-    space.
+    """The loss of each sample, (b,): mean squared error in the network's own prediction space.
 
     `uniform` weighs that error by 1. `min_snr` weighs the error of x0 by clamp(SNR, snr_min, snr_max),
     converted exactly: the error of epsilon is SNR times that of x0, the error of v is SNR + 1 times. Where
     the variance is learned, vlb_weight * T * `variational_bound` is added with the mean frozen: L_hybrid =
     L_simple + 0.001 L_vlb (Improved DDPM, eq. 16), which is guided-diffusion's RESCALED_MSE. `vlb_weight` 0
-    leaves it out. `output` as in `split_output`.
+    leaves it out. Means are over the values where the bool `counts`, broadcast to x_t, is true (None: all),
+    and 0 where it never is. All is computed in the dtype of x_t. `output` as in `split_output`.
     """
     value, fraction = split_output(schedule, output, like=x_t, channel_dim=channel_dim)
     targets = {"epsilon": noise, "x0": x0, "v": to_v(schedule, x0, epsilon=noise, t=t)}
-    loss = (value - targets[schedule.spec.prediction]).square().flatten(1).mean(1)
+    loss = _mean((value - targets[schedule.spec.prediction]).square(), counts)
     if weighting == "min_snr":
         loss = loss * min_snr_weight(schedule, t, snr_min=snr_min, snr_max=snr_max).to(loss)
     if fraction is not None and vlb_weight:
         frozen = to_x0(schedule, value.detach(), x_t=x_t, t=t, prediction=schedule.spec.prediction)
-        bound = variational_bound(schedule, frozen, x0=x0, x_t=x_t, t=t, fraction=fraction)
+        bound = variational_bound(schedule, frozen, x0=x0, x_t=x_t, t=t, fraction=fraction, counts=counts)
         loss = loss + vlb_weight * schedule.spec.timesteps * bound
     return loss
 
 
 def min_snr_weight(schedule: Schedule, t: Tensor, *, snr_min: float = 0.0, snr_max: float = 5.0) -> Tensor:
-    """The weight (b,), float64 on the CPU, on an error in the schedule's prediction space that min-SNR puts
-    on x0's.
+    """Weight of an error in the schedule's prediction space, (b,) float64 on the CPU; see `training_loss`.
 
     A `snr_min` above 0 makes the weight of epsilon grow without bound towards pure noise.
     """
@@ -196,13 +193,19 @@ def min_snr_weight(schedule: Schedule, t: Tensor, *, snr_min: float = 0.0, snr_m
 
 
 def variational_bound(
-    schedule: Schedule, predicted_x0: Tensor, *, x0: Tensor, x_t: Tensor, t: Tensor, fraction: Tensor | None
+    schedule: Schedule,
+    predicted_x0: Tensor,
+    *,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    fraction: Tensor | None,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """One term of the variational bound in bits per dimension, (b,), >= 0 up to rounding (Improved DDPM, eq.
-    4 to 6).
+    """One term of the variational bound in bits per dimension, (b,), >= 0 (Improved DDPM, eq. 4 to 6).
 
     KL of the true posterior from the network's reverse step; at the first step, the negative log likelihood
-    of x0 as 8-bit values in [-1, 1]. `fraction` as in `log_variance`.
+    of x0 as 8-bit values in [-1, 1]. `fraction` as in `log_variance`, `counts` as in `training_loss`.
     """
     true_mean, _, true_log_variance = posterior_mean_variance(schedule, x0, x_t=x_t, t=t)
     mean, _, _ = posterior_mean_variance(schedule, predicted_x0, x_t=x_t, t=t)
@@ -211,11 +214,20 @@ def variational_bound(
     kl = 0.5 * (difference.exp() - 1 - difference + (true_mean - mean).square() * (-log_var).exp())
     nll = -_discretized_log_likelihood(x0, mean=mean, log_scale=0.5 * log_var)
     first = (schedule.position(t) == 0).to(x_t.device).reshape(-1, *([1] * (x_t.ndim - 1)))
-    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+    return _mean(torch.where(first, nll, kl), counts) / math.log(2)
+
+
+def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
+    """The mean of each sample over what counts: (b, ...) -> (b,)."""
+    if counts is None:
+        return values.flatten(1).mean(1)
+    counts = counts.expand_as(values).flatten(1)
+    total = torch.where(counts, values.flatten(1), 0).sum(1)
+    return total / counts.sum(1).clamp(min=1)
 
 
 def _discretized_log_likelihood(x: Tensor, *, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log probability of x, multiples of 2/255 in [-1, 1], under a Gaussian whose tails go to the outermost values."""
+    """log probability of x, 8-bit values in [-1, 1], of a Gaussian whose tails go to the outermost ones."""
     inverse = (-log_scale).exp()
     above = torch.special.ndtr((x - mean + 1 / 255) * inverse)
     below = torch.special.ndtr((x - mean - 1 / 255) * inverse)

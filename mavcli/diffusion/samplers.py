@@ -70,7 +70,7 @@ def ddpm(
     progress: Progress | None = None,
     project: Project | None = None,
 ) -> Tensor:
-    """Ancestral sampling of the process that visits only `timesteps`, with the variance that the schedule's spec names."""
+    """Ancestral sampling of the process that visits only `timesteps`, with the variance of its spec."""
     kept = schedule.keep(timesteps)
 
     def update(x_t: Tensor, prediction: Prediction, t: Tensor, step: int) -> Tensor:
@@ -92,7 +92,7 @@ def ddim(
     progress: Progress | None = None,
     project: Project | None = None,
 ) -> Tensor:
-    """DDIM; `eta` 0 is deterministic and never calls `noise`, 1 has the variance of DDPM's posterior (eq. 12, 16)."""
+    """DDIM; `eta` 0 is deterministic and never calls `noise`, 1 has the posterior's variance (eq. 12, 16)."""
     kept = schedule.keep(timesteps)
     abar_next = _descending(kept.alphas_cumprod_prev)
     deviation = _descending(eta * kept.posterior_variance.sqrt())

@@ -89,7 +89,7 @@ class Schedule:
         return self._from_tables(self.spec, kept, 1 - alphas_cumprod / previous, alphas_cumprod)
 
     def position(self, t: Tensor) -> Tensor:
-        """Rows of the tables, on the CPU, for the integer trained steps `t`; raises ValueError for a step not held."""
+        """Rows of the tables, on the CPU, for integer trained steps; ValueError for a step not held."""
         steps = t.cpu()
         if bool((steps < 0).any()) or bool((steps >= len(self._positions)).any()):
             raise ValueError(f"diffusion step out of [0, {len(self._positions)}): {steps.tolist()}")
@@ -99,13 +99,13 @@ class Schedule:
         return positions
 
     def gather(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """`table` at the trained steps t (b,), as (b, 1, ...) in the dtype, device and rank of `like` (b, ...)."""
+        """`table` at the trained steps t (b,): (b, 1, ...) in the dtype, device and rank of `like`."""
         # the look-up stays on the CPU: not every device has float64
         values = table[self.position(t)].to(device=like.device, dtype=like.dtype)
         return values.reshape(-1, *([1] * (like.ndim - 1)))
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), each (b, 1, ...) as `gather` gives them: x_t = alpha x0 + sigma noise."""
+        """sqrt(abar_t) and sqrt(1 - abar_t) as `gather` gives them: x_t = alpha x0 + sigma noise."""
         alpha = self.gather(self.alphas_cumprod.sqrt(), t, like)
         return alpha, self.gather((1 - self.alphas_cumprod).sqrt(), t, like)
 

@@ -29,7 +29,8 @@ def load_network(spec: ClipSpec | PriorSpec | UNetSpec, path: Path, *, role: str
     Raises WeightsError when the file is missing, of another stage or of another network.
     """
     tensors = load_weights(path, expect_role=role, expect_spec=spec)
-    with torch.device("meta"):
+    # open_clip's towers keep buffers outside their state, so they are built for real; all else without memory
+    with torch.device("cpu" if isinstance(spec, ClipSpec) else "meta"):
         network = build_network(spec)
     wanted, found = set(network.state_dict()), set(tensors)
     if wanted != found:

@@ -75,7 +75,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+                # Pillow decodes a whole PNG to look for EXIF behind the pixels, where nobody puts it
+                known = image.format != "PNG" or "exif" in image.info
+                turned = known and image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except Exception as error:  # as in read_image
         raise _unreadable(name, error) from error
     check_size(name, width, height)

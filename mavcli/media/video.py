@@ -288,10 +288,10 @@ def is_video(path: str | os.PathLike[str]) -> bool:
     """True when the content (not the name) is a video with a picture stream; of GIFs, those with several frames."""
     try:
         source = _Source(path)
-        if source.container_name != "gif":
-            return next(source.decode(), None) is not None
         frames = source.decode()
-        return next(frames, None) is not None and next(frames, None) is not None
+        if next(frames, None) is None:
+            return False
+        return source.container_name != "gif" or next(frames, None) is not None
     except InputError:
         return False
 

@@ -26,7 +26,8 @@ from mavcli.specs import Spec
 
 _MAX_PARENTS = 16
 _PATHS: tuple[Key, ...] = tuple(
-    [("weights", name) for name in Weights.model_fields] + [("train", "data", name) for name in Data.model_fields]
+    [("weights", name) for name in Weights.model_fields]
+    + [("train", "data", name) for name in Data.model_fields]
 )
 # They name one file, so a child does not take them from its parent.
 _OWN = ("name", "description")
@@ -89,7 +90,9 @@ def find_recipe(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise RecipeError(f"recipe `{text}` is a folder", hint="give the YAML file itself, or a name of `mav recipe ls`")
+        raise RecipeError(
+            f"recipe `{text}` is a folder", hint="give the YAML file itself, or a name of `mav recipe ls`"
+        )
     if path.suffix in (".yaml", ".yml") or "/" in text:
         near = difflib.get_close_matches(path.name.removesuffix(path.suffix), shipped, n=3)
         what = f"recipe file `{text}` does not exist"
@@ -180,10 +183,16 @@ def _read(path: Path) -> Tree:
     label = _display(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            return Tree(None, {}, [Fault(Origin(label, 1), (), f"larger than {MAX_BYTES // 1024} KiB, a recipe is not")])
+            return Tree(
+                None,
+                {},
+                [Fault(Origin(label, 1), (), f"larger than {MAX_BYTES // 1024} KiB, a recipe is not")],
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return Tree(None, {}, [Fault(Origin(label, 1), (), f"no UTF-8 text: byte {error.start} is no character")])
+        return Tree(
+            None, {}, [Fault(Origin(label, 1), (), f"no UTF-8 text: byte {error.start} is no character")]
+        )
     except OSError as error:
         raise RecipeError(f"cannot read {label}: {error.strerror or error}") from error
     tree = parse(text, label)
@@ -223,7 +232,7 @@ def _make_paths_absolute(tree: Tree, path: Path) -> None:
     """Relative paths belong to the file they stand in; those of flags belong to the working folder."""
     for key in _PATHS:
         value = _get(tree.value, key)
-        if not isinstance(value, str) or not value or (key[0] == "weights" and _is_family(value)):
+        if not isinstance(value, str) or not value or (key == ("weights", "dir") and _is_family(value)):
             continue
         origin = tree.origin(key)
         base = _base_of(origin, path)
@@ -235,7 +244,7 @@ def _base_of(origin: Origin, path: Path) -> Path:
 
 
 def _is_family(value: str) -> bool:
-    """Whether a `weights` entry is the name of a family and no path."""
+    """Whether `weights.dir` is the name of a family and no path."""
     return "/" not in value and not value.startswith((".", "~")) and not value.endswith(".safetensors")
 
 
@@ -266,7 +275,11 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
     for name in stages if isinstance(stages, dict) else ():
         if name not in STAGES:
             near = difflib.get_close_matches(name, STAGES, n=1)
-            meant = f"did you mean `{near[0]}`" if near else f"the stages are {', '.join(f'`{s}`' for s in STAGES)}"
+            meant = (
+                f"did you mean `{near[0]}`"
+                if near
+                else f"the stages are {', '.join(f'`{s}`' for s in STAGES)}"
+            )
             key: Key = ("train", "stages", name)
             faults.append(Fault(tree.origin(key), key, f"unknown stage, {meant}"))
     known = [fault.key for fault in faults if fault.key]
@@ -289,7 +302,9 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
 
 
 def _error(faults: Sequence[Fault]) -> RecipeError:
-    order = {source: place for place, source in enumerate(dict.fromkeys(fault.origin.source for fault in faults))}
+    order = {
+        source: place for place, source in enumerate(dict.fromkeys(fault.origin.source for fault in faults))
+    }
     ranked = sorted(faults, key=lambda fault: (order[fault.origin.source], fault.origin.line))
     # A value that many stages inherit is one fault, told once.
     told: dict[tuple[Origin, str], Fault] = {}
@@ -317,8 +332,8 @@ def _words(key: Key, items: Sequence[Any], tree: Tree) -> str:
     literals = [item for item in items if item["type"] == "literal_error"]
     if literals and len(items) > 1:
         others = [_wanted(item) for item in items if item["type"] != "literal_error"]
-        choices = " or ".join(dict.fromkeys([*_literals(key), *filter(None, others)]))
-        return f"{_shown(key, items[0], tree)} must be {choices}"
+        either = " or ".join(dict.fromkeys([*_literals(key), *filter(None, others)]))
+        return f"{_shown(key, items[0], tree)} must be {either}"
     wanted = list(dict.fromkeys(filter(None, map(_wanted, items))))
     if len(items) > 1 and wanted:
         return f"{_shown(key, items[0], tree)} must be {' or '.join(wanted)}"
@@ -402,7 +417,11 @@ def _unknown_key(key: Key) -> str:
     elsewhere = [dotted(path) for path in _all_keys() if path[-1] == name]
     if elsewhere:
         return f"unknown key here, did you mean {_either(elsewhere[:2])}"
-    return f"unknown key, the keys here are {', '.join(f'`{n}`' for n in names)}" if len(names) <= 12 else "unknown key"
+    return (
+        f"unknown key, the keys here are {', '.join(f'`{n}`' for n in names)}"
+        if len(names) <= 12
+        else "unknown key"
+    )
 
 
 def _annotations(kind: Any) -> Iterator[Any]:

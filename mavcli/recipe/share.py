@@ -17,4 +17,6 @@ def share_dir(name: str) -> Path:
     installed = _PACKAGE / "_share" / name
     if installed.is_dir():
         return installed
-    raise MavError(f"this installation of mav lacks its `{name}` folder", hint="pip install --force-reinstall mavcli")
+    raise MavError(
+        f"this installation of mav lacks its `{name}` folder", hint="pip install --force-reinstall mavcli"
+    )

@@ -132,7 +132,9 @@ class _Parser:
                     if documents > 1:
                         self._fault((), self._line(event), "a second document, a recipe is one")
                         break
-                elif not isinstance(event, yaml.StreamStartEvent | yaml.StreamEndEvent | yaml.DocumentEndEvent):
+                elif not isinstance(
+                    event, yaml.StreamStartEvent | yaml.StreamEndEvent | yaml.DocumentEndEvent
+                ):
                     self.tree.value = self._node(event, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -185,7 +187,9 @@ class _Parser:
                 self._fault(here, line, f"written twice, first on line {self.tree.origins[here].line}")
                 first = {path: o for path, o in self.tree.origins.items() if path[: len(here)] == here}
                 self._node(next(self.events), here)
-                self.tree.origins = {p: o for p, o in self.tree.origins.items() if p[: len(here)] != here} | first
+                self.tree.origins = {
+                    p: o for p, o in self.tree.origins.items() if p[: len(here)] != here
+                } | first
             else:
                 items[name] = self._node(next(self.events), here)
                 # The key's own line, which is where one looks for it.

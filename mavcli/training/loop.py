@@ -360,7 +360,7 @@ def _preview(trainer: _Trainer, held: Batches, path: Path) -> None:
     with trainer.averaged():
         rows = trainer.stage.preview(trainer.task, few, trainer._generator(0, held_out=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_png(path, to_uint8(grid(rows.float())[0])[0], overwrite=True)
+    write_png(path, to_uint8(grid(rows.float()))[0], overwrite=True)
 
 
 class _Log:

@@ -189,7 +189,9 @@ def save_weights(
     for name, tensor in ready.items():
         _check_name(name, path)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"`{name}` holds nan or inf, {path} was not written", hint="go back to an earlier checkpoint")
+            raise WeightsError(
+                f"`{name}` holds nan or inf, {path} was not written", hint="go back to an earlier checkpoint"
+            )
     header = header.model_copy(update={"content_sha256": content_sha256(ready)})
     text = header.model_dump_json(by_alias=True)
 
@@ -205,7 +207,9 @@ def save_weights(
         shards[-1][name] = tensor
         filled += size
 
-    targets = [path] if len(shards) == 1 else [_shard_path(path, i + 1, len(shards)) for i in range(len(shards))]
+    targets = (
+        [path] if len(shards) == 1 else [_shard_path(path, i + 1, len(shards)) for i in range(len(shards))]
+    )
     staged: list[tuple[Path, Path]] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +262,9 @@ def load_weights(
         )
     header = read_header(path)
     if roles and header.role not in roles:
-        raise WeightsError(f"{path} holds `{header.role}` weights, `{'` or `'.join(roles)}` is needed", hint=hint)
+        raise WeightsError(
+            f"{path} holds `{header.role}` weights, `{'` or `'.join(roles)}` is needed", hint=hint
+        )
     if expect_spec is not None:
         differences = compare_specs(header.spec, expect_spec)
         if differences:
@@ -296,7 +302,7 @@ def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{str(tensor.dtype).removeprefix('torch.')}:{list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -327,7 +333,11 @@ def _forms(path: Path, shards: Mapping[int, object]) -> list[str]:
 
 
 def _all_forms(path: Path) -> list[Path]:
-    return [entry for entry in path.parent.iterdir() if entry.suffix == ".safetensors" and common_name(entry) == path]
+    return [
+        entry
+        for entry in path.parent.iterdir()
+        if entry.suffix == ".safetensors" and common_name(entry) == path
+    ]
 
 
 def _existing_files(path: Path) -> list[Path]:
@@ -364,7 +374,9 @@ def _parse_index(file: Path) -> tuple[str | None, dict[str, TensorInfo]]:
             raw = stream.read(length)
         index = json.loads(raw, object_pairs_hook=_unique)
         metadata = index.pop("__metadata__", {})
-        tensors = {name: TensorInfo(str(v["dtype"]), tuple(int(n) for n in v["shape"])) for name, v in index.items()}
+        tensors = {
+            name: TensorInfo(str(v["dtype"]), tuple(int(n) for n in v["shape"])) for name, v in index.items()
+        }
         ends = [int(v["data_offsets"][1]) for v in index.values()]
         text = metadata.get("mav")
     except OSError as error:
@@ -372,7 +384,9 @@ def _parse_index(file: Path) -> tuple[str | None, dict[str, TensorInfo]]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise WeightsError(f"{file} has a damaged index: {error}") from error
     if max(ends, default=0) != size - 8 - length:
-        raise WeightsError(f"{file} is damaged: {size} bytes, its index describes {8 + length + max(ends, default=0)}")
+        raise WeightsError(
+            f"{file} is damaged: {size} bytes, its index describes {8 + length + max(ends, default=0)}"
+        )
     for name in tensors:
         _check_name(name, file)
     return text if isinstance(text, str) else None, tensors

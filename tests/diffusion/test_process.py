@@ -117,6 +117,13 @@ def test_a_learned_variance_lies_between_the_kept_steps_extremes():
         log_variance(kept, None, t=t, like=x)
 
 
+def test_a_fixed_large_variance_is_beta_but_at_the_first_step():
+    schedule = Schedule.from_spec(ScheduleSpec(variance="fixed_large"))
+    variance = log_variance(schedule, None, t=T, like=torch.zeros(4, 1, dtype=torch.float64)).exp().flatten()
+    torch.testing.assert_close(variance[1:], schedule.betas[T[1:]])
+    torch.testing.assert_close(variance[0], schedule.posterior_variance[1])
+
+
 @pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_network_has_no_loss_and_another_one_has(prediction, weighting):
@@ -234,11 +241,34 @@ def test_the_hybrid_loss_adds_a_thousandth_of_the_whole_bound_and_freezes_the_me
     assert torch.equal(of_loss[:, :, :2], of_simple[:, :, :2])
     assert torch.equal(of_simple[:, :, 2:], torch.zeros_like(x0))
     assert (of_loss[:, :, 2:].abs() > 0).any()
+    assert torch.isfinite(of_loss).all()
 
 
-def test_the_loss_of_a_half_precision_output_is_computed_in_the_batchs_precision():
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_what_does_not_count_changes_neither_the_loss_nor_its_gradient(variance):
+    schedule = Schedule.from_spec(ScheduleSpec(variance=variance))
+    x0, noise, x_t = _noisy(schedule)
+    channels = 4 if variance == "learned_range" else 2
+    output = torch.randn(4, 3, channels, 2, 2, generator=torch.Generator().manual_seed(5), dtype=x0.dtype)
+    output.requires_grad_(True)
+    given = {"x0": x0, "x_t": x_t, "noise": noise, "t": T}
+    # sample 0 counts frames 0 and 2, sample 1 none, the others all
+    counts = torch.ones(4, 3, 1, 1, 1, dtype=torch.bool)
+    counts[0, 1], counts[1] = False, False
+    loss = training_loss(schedule, output, **given, counts=counts)
+    torch.testing.assert_close(loss[2:], training_loss(schedule, output, **given)[2:])
+    assert loss[1] == 0
+    cut = {key: value if key == "t" else value[:, ::2] for key, value in given.items()}
+    torch.testing.assert_close(loss[0], training_loss(schedule, output[:, ::2], **cut)[0])
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
+    assert torch.equal(gradient != 0, counts.expand_as(output))
+
+
+def test_a_half_precision_output_is_read_and_judged_in_the_batchs_precision():
     schedule = Schedule.from_spec(ScheduleSpec())
     x0, noise, x_t = _noisy(schedule, dtype=torch.float32)
     loss = training_loss(schedule, noise.bfloat16(), x0=x0, x_t=x_t, noise=noise, t=T)
     assert loss.dtype == torch.float32
+    read = read_output(schedule, noise.bfloat16(), x_t=x_t, t=T)
+    assert read.x0.dtype == read.epsilon.dtype == torch.float32
     assert (loss > 0).all()

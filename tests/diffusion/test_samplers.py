@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mavcli.diffusion.process import Prediction, read_output
+from mavcli.diffusion.process import Prediction, add_noise, read_output
 from mavcli.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m, sample
 from mavcli.diffusion.schedule import Schedule
 from mavcli.specs import SamplerSpec, ScheduleSpec
@@ -38,7 +38,7 @@ def _no_noise(step):
 
 
 def _assert_same(ours, theirs, *, tolerance):
-    """Equal up to `tolerance` of the larger of 1 and the values, which reach 1e4 on an unclipped cosine process."""
+    """Equal up to `tolerance` of max(1, |x|), which reaches 1e4 on an unclipped cosine process."""
     size = max(1.0, theirs.abs().max().item())
     assert (ours - theirs).abs().max().item() / size < tolerance
 
@@ -217,9 +217,7 @@ def test_samples_of_a_normal_distribution_have_its_deviation(sampler):
     def draw(step):
         return torch.randn(4, 5000, generator=generator)
 
-    timesteps = schedule.respace(
-        1000
-    )  # the posterior's variance is too small for the data where steps are long
+    timesteps = schedule.respace(1000)  # over long steps the posterior's variance is too small
     x = SAMPLERS[sampler](
         _gaussian_denoiser(schedule, 0.5), draw(0), schedule=schedule, timesteps=timesteps, noise=draw
     )
@@ -269,6 +267,29 @@ def test_what_is_known_of_x0_comes_back_bit_for_bit(sampler, steps):
     # this network is pointwise, so nothing reaches the unknown values
     torch.testing.assert_close(projected[~mask], plain[~mask])
     assert not torch.equal(plain[mask], known[mask])
+
+
+def test_what_is_known_of_x0_stays_on_the_straight_path_from_its_noise():
+    schedule = Schedule.from_spec(ScheduleSpec())
+    x_T, known = _noise(0)(0), _noise(8)(0).clamp(-1, 1)
+    seen = []
+
+    def network(x, t):
+        seen.append((x, t))
+        return _network(x, t)
+
+    ddim(
+        _denoiser(schedule, network),
+        x_T,
+        schedule=schedule,
+        timesteps=schedule.respace(5),
+        noise=_no_noise,
+        project=lambda x0, step: known,
+    )
+    alpha, sigma = schedule.alpha_sigma(seen[0][1], x_T)
+    epsilon = (x_T - alpha * known) / sigma
+    for x_t, t in seen[1:]:
+        torch.testing.assert_close(x_t, add_noise(schedule, known, t=t, noise=epsilon))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -127,6 +127,12 @@ def test_a_step_that_a_schedule_does_not_hold_is_refused(t):
         kept.alpha_sigma(torch.tensor([3, t]), torch.zeros(2, 1))
 
 
+@pytest.mark.parametrize("t", [-1, 1000])
+def test_a_step_out_of_the_trained_process_is_refused(t):
+    with pytest.raises(ValueError, match=r"out of \[0, 1000\)"):
+        Schedule.from_spec(ScheduleSpec()).snr(torch.tensor([t]))
+
+
 @pytest.mark.parametrize("timesteps", [[], [5, 5], [6, 5]])
 def test_kept_steps_must_increase(timesteps):
     with pytest.raises(ValueError, match="strictly increasing"):

@@ -15,7 +15,14 @@ import torch
 from mavcli.errors import WeightsError
 from mavcli.specs import ClipSpec, PriorSpec, ScheduleSpec, UNetSpec
 from mavcli.weights import provenance
-from mavcli.weights.provenance import Parent, WeightsHeader, load_weights, read_header, read_index, save_weights
+from mavcli.weights.provenance import (
+    Parent,
+    WeightsHeader,
+    load_weights,
+    read_header,
+    read_index,
+    save_weights,
+)
 
 SPEC = UNetSpec(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,))
 
@@ -44,8 +51,12 @@ def test_what_is_saved_comes_back_with_its_header(tmp_path: Path) -> None:
     assert len(found.content_sha256) == 64 and provenance.is_intact(written[0])
 
 
-@pytest.mark.parametrize(("role", "spec"), [("clip", ClipSpec(vocabulary=("a", "dog"))), ("prior", PriorSpec())])
-def test_a_header_keeps_the_kind_of_its_network(tmp_path: Path, role: str, spec: ClipSpec | PriorSpec) -> None:
+@pytest.mark.parametrize(
+    ("role", "spec"), [("clip", ClipSpec(vocabulary=("a", "dog"))), ("prior", PriorSpec())]
+)
+def test_a_header_keeps_the_kind_of_its_network(
+    tmp_path: Path, role: str, spec: ClipSpec | PriorSpec
+) -> None:
     save_weights(tmp_path / "x.safetensors", tensors(), WeightsHeader(role=role, spec=spec))
     assert read_header(tmp_path / "x.safetensors").spec == spec
 
@@ -158,5 +169,7 @@ def test_headers_are_read_without_torch(tmp_path: Path) -> None:
         "import sys; from mavcli.weights.provenance import read_header, read_index\n"
         "print(read_header(sys.argv[1]).step, len(read_index(sys.argv[1])), 'torch' in sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
     assert shown.stdout.split() == ["5", "4", "False"]

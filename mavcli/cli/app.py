@@ -1,0 +1,161 @@
+"""`mav`: the table of commands, and what happens when one of them fails.
+
+A command's module is imported when the command is called, so that `mav --help` costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import typer
+import typer.core
+import typer.main
+
+from mavcli.cli.console import Failure, failure_of, save_traceback, show_failure
+from mavcli.errors import Interrupted, UsageError
+
+
+class Verb(NamedTuple):
+    """One command: `attribute` of `module` is a function, or a Typer application with commands of its own."""
+
+    section: str
+    name: str
+    module: str
+    attribute: str
+    help: str
+
+
+_MAKE, _TRAIN, _LOOK = "Make video", "Train and measure", "Look and prepare"
+
+# One line a command, in the order of `mav --help`. A command stands here when it works.
+VERBS = (
+    Verb(_LOOK, "recipe", "mavcli.cli.recipe", "app", "List, show, copy and check recipes."),
+    Verb(
+        _LOOK,
+        "weights",
+        "mavcli.cli.weights",
+        "app",
+        "List weights, and what a weight file says about itself.",
+    ),
+    Verb(_LOOK, "data", "mavcli.cli.data", "app", "Prepare training data."),
+    Verb(_LOOK, "doctor", "mavcli.cli.doctor", "doctor", "Check this machine and this installation."),
+)
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """The commands of `VERBS`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [verb.name for verb in VERBS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for verb in VERBS:
+            if verb.name == cmd_name:
+                return _command(verb)
+        if ctx.resilient_parsing or cmd_name.startswith("-"):
+            return None
+        near = difflib.get_close_matches(cmd_name, [verb.name for verb in VERBS], n=1)
+        meant = f", did you mean `mav {near[0]}`" if near else ""
+        raise UsageError(f"there is no command `{cmd_name}`{meant}", hint="mav --help")
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for section in dict.fromkeys(verb.section for verb in VERBS):
+            with formatter.section(section):
+                formatter.write_dl([(verb.name, verb.help) for verb in VERBS if verb.section == section])
+
+
+def _command(verb: Verb) -> Any:
+    found = getattr(importlib.import_module(verb.module), verb.attribute)
+    if isinstance(found, typer.Typer):
+        built = found
+        built.info.name = verb.name
+    else:
+        built = typer.Typer(add_completion=False)
+        built.command(verb.name, no_args_is_help=False)(found)
+    # Plain help: it reads at any width, without colour, and comes three times as fast.
+    built.rich_markup_mode = None
+    command = typer.main.get_command(built)
+    command.name = verb.name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mav {importlib.metadata.version('mavcli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _mav(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make-A-Video: text to video, from captioned pictures and videos without captions."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing escapes but a wish for a traceback."""
+    try:
+        outcome = typer.main.get_command(app).main(list(arguments), prog_name="mav", standalone_mode=False)
+        sys.stdout.flush()
+        return outcome if isinstance(outcome, int) else 0
+    except BrokenPipeError:
+        # The reader has gone: say nothing, not even when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error))
+            return 2
+        if isinstance(error, typer.Abort):
+            error = KeyboardInterrupt()
+        failure = failure_of(error)
+        if failure.bug:
+            failure = _with_traceback(failure, error)
+        elif os.environ.get("MAV_DEBUG"):
+            traceback.print_exception(error)
+        show_failure(failure, json="--json" in arguments)
+        return failure.exit_code
+
+
+def _with_traceback(failure: Failure, error: BaseException) -> Failure:
+    if os.environ.get("MAV_DEBUG"):
+        traceback.print_exception(error)
+        return failure
+    path = save_traceback(error)
+    hint = f"the traceback is in {path}" if path else "MAV_DEBUG=1 shows the traceback"
+    return Failure(failure.exit_code, failure.message, hint)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    # Unlike Python's default, this lets every `finally` run: no half files.
+    raise Interrupted("terminated", exit_code=128 + number)
+
+
+def main() -> NoReturn:
+    """The `mav` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,303 @@
+"""`mav doctor`: whether this machine and this installation can do the work, each doubt with the line that settles it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import locale
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from mavcli.cli.console import Console, cache_dir, is_terminal, paint, size
+from mavcli.cli.options import JsonOption, QuietOption
+
+if TYPE_CHECKING:
+    from mavcli.recipe.resolve import Machine
+
+Status = Literal["ok", "warn", "fail"]
+
+_FREE_FAIL, _FREE_WARN = 200e6, 2e9  # bytes: one run's files, and a day's
+_COLOURS = {"ok": "32", "warn": "33", "fail": "1;31"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found; `fix` is the one thing to do about it."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+def doctor(json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Check this machine and this installation; each doubt comes with what to do about it.
+
+    Ends with exit code 1 when something fails; warnings do not count. -q shows warnings and failures alone.
+    """
+    console = Console(json=json, quiet=quiet)
+    done: list[Check] = []
+    for check in run_checks():
+        done.append(check)
+        if not quiet or check.status != "ok":
+            console.result(f"{_painted(check.status)}  {check.name:<12} {check.found}")
+            if check.fix:
+                console.result(f"{'':18}{check.fix}")
+    failed = sum(check.status == "fail" for check in done)
+    warned = sum(check.status == "warn" for check in done)
+    console.message(
+        "everything is in order" if not failed + warned else f"{failed} failed, {warned} in doubt"
+    )
+    console.result_object({"ok": not failed, "checks": [vars(check) for check in done]})
+    if failed:
+        raise typer.Exit(1)
+
+
+def _painted(status: Status) -> str:
+    # Colour follows stdout here, because the checks are this command's result.
+    return paint(f"{status:<4}", _COLOURS[status]) if is_terminal(sys.stdout) else f"{status:<4}"
+
+
+def run_checks() -> Iterator[Check]:
+    """Every check, one after the other; a check that breaks is a failed check."""
+    for name, check in CHECKS:
+        try:
+            yield check()
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            yield Check(
+                name, "fail", f"{type(error).__name__}: {text}", "pip install --force-reinstall mavcli"
+            )
+
+
+def check_python() -> Check:
+    version = platform.python_version()
+    return Check("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {sys.prefix}")
+
+
+def check_torch() -> Check:
+    """torch, and a torchvision built for the same torch: the classic broken pair."""
+    import torch
+
+    torchvision = _version("torchvision")
+    found = f"torch {torch.__version__}, torchvision {torchvision or 'missing'}"
+    broken = _fails("import torchvision")
+    if broken:
+        return Check(
+            "torch", "fail", f"{found}: {broken}", "pip install --upgrade --force-reinstall torch torchvision"
+        )
+    return Check("torch", "ok", found)
+
+
+def check_hardware() -> Check:
+    from mavcli.recipe.resolve import resolve
+    from mavcli.recipe.schema import Recipe
+
+    machine = _machine()
+    chosen = resolve(Recipe(name="doctor"), machine=machine)
+    found = f"{chosen.backend}: {chosen.reasons['backend']}"
+    if chosen.backend == "cpu" and shutil.which("nvidia-smi"):
+        return Check(
+            "device",
+            "warn",
+            found,
+            "there is an NVIDIA driver: pip install a torch built for its CUDA version",
+        )
+    return Check("device", "ok", found)
+
+
+def check_arithmetic() -> Check:
+    """Multiplies in the type that `auto` picks, so that a wrong CPU flag shows here and not in a video."""
+    import torch
+
+    from mavcli.recipe.resolve import resolve
+    from mavcli.recipe.schema import Recipe
+
+    chosen = resolve(Recipe(name="doctor"), machine=_machine())
+    dtype = torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32
+    ones = torch.ones(64, 64, dtype=dtype, device=chosen.device)
+    if float((ones @ ones).float().mean()) != 64.0:
+        return Check(
+            "arithmetic", "fail", f"{chosen.dtype} multiplies wrongly", "--set hardware.dtype=float32"
+        )
+    return Check("arithmetic", "ok", f"{chosen.dtype}: {chosen.reasons['dtype']}")
+
+
+def check_threads() -> Check:
+    from mavcli.recipe.resolve import resolve
+    from mavcli.recipe.schema import Recipe
+
+    machine = _machine()
+    chosen = resolve(Recipe(name="doctor"), machine=machine)
+    memory = f", {size(machine.memory)} memory" if machine.memory else ""
+    found = f"{chosen.threads}: {chosen.reasons['threads']}{memory}, {machine.cpu}"
+    if chosen.threads > machine.cores:
+        return Check("threads", "warn", found, f"export OMP_NUM_THREADS={machine.cores}")
+    return Check("threads", "ok", found)
+
+
+def check_video() -> Check:
+    """16 frames through the encoder and back: exact count, exact rate, colours near enough."""
+    from fractions import Fraction
+
+    import av
+    import numpy as np
+
+    versions = f"av {av.__version__}"
+    shown = np.zeros((16, 64, 64, 3), np.uint8)
+    for index in range(16):
+        shown[index, :, : 4 * (index + 1)] = 200
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "check.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(24))
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for picture in shown:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        with av.open(str(path)) as container:
+            rate = container.streams.video[0].average_rate
+            seen = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    fix = "pip install --force-reinstall 'av>=16,<19'"
+    if len(seen) != 16 or rate != 24:
+        return Check(
+            "video", "fail", f"{versions}: wrote 16 frames at 24 fps, read {len(seen)} at {rate}", fix
+        )
+    error = float(np.abs(np.stack(seen).astype(float) - shown).mean())
+    if error > 10:
+        return Check("video", "fail", f"{versions}: frames come back {error:.0f} of 255 away", fix)
+    return Check("video", "ok", f"{versions}: 16 frames written and read")
+
+
+def check_write() -> Check:
+    """A file written and renamed in the cache, the working folder and the temporary folder."""
+    for name, folder in _folders().items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".mav-", delete=False) as file:
+                file.write(b"mav")
+            renamed = Path(file.name).with_suffix(".done")
+            os.replace(file.name, renamed)
+            renamed.unlink()
+        except OSError as error:
+            fix = {"cache": "export MAV_CACHE=FOLDER", "temporary": "export TMPDIR=FOLDER"}.get(
+                name, "write with -o FOLDER/"
+            )
+            return Check(
+                "write", "fail" if name != "output" else "warn", f"{name} {folder}: {error.strerror}", fix
+            )
+    return Check("write", "ok", ", ".join(f"{name} {folder}" for name, folder in _folders().items()))
+
+
+def check_disk() -> Check:
+    free = {name: shutil.disk_usage(_existing(folder)).free for name, folder in _folders().items()}
+    name = min(free, key=lambda key: free[key])
+    found = f"{size(free[name])} free for {name} files"
+    if free[name] < _FREE_WARN:
+        fix = "free some space, or write elsewhere with -o"
+        return Check("disk", "fail" if free[name] < _FREE_FAIL else "warn", found, fix)
+    return Check("disk", "ok", found)
+
+
+def check_clip() -> Check:
+    """In a process of its own: it imports torchvision, which may not even load."""
+    version = _version("open_clip_torch")
+    if broken := _fails("import open_clip"):
+        fix = "pip install --upgrade --force-reinstall open_clip_torch torchvision"
+        return Check("open_clip", "fail", f"{version or 'missing'}: {broken}", fix)
+    return Check("open_clip", "ok", f"{version}")
+
+
+def check_weights() -> Check:
+    """The embedded default is whole, and its tensors are those that the headers describe."""
+    from mavcli.errors import WeightsError
+    from mavcli.weights.manifest import family, on_disk
+    from mavcli.weights.provenance import is_intact
+
+    stages = on_disk("pocket")
+    missing = [entry.stage for entry in stages if not entry.present]
+    if missing:
+        fix = family("pocket").command(missing[0])
+        return Check("weights", "warn", f"pocket lacks {', '.join(missing)}", fix)
+    for entry in stages:
+        fix = f"get {entry.path.name} again, with git or pip"
+        try:
+            if not is_intact(entry.path):
+                return Check("weights", "fail", f"pocket {entry.stage} disagrees with its SHA-256", fix)
+        except WeightsError as error:
+            return Check("weights", "fail", error.message, error.hint or fix)
+    return Check(
+        "weights", "ok", f"pocket, {len(stages)} stages, {size(sum(e.bytes for e in stages))}, SHA-256 agree"
+    )
+
+
+def check_terminal() -> Check:
+    encoding = (sys.stdout.encoding or "none").lower()
+    columns = shutil.get_terminal_size().columns
+    where = f"{columns} columns" if is_terminal(sys.stderr) else "no terminal, progress comes as plain lines"
+    found = f"{encoding}, {locale.setlocale(locale.LC_CTYPE) or 'C'}, {where}"
+    if encoding.replace("-", "") != "utf8":
+        return Check("terminal", "warn", found, "export PYTHONUTF8=1")
+    return Check("terminal", "ok", found)
+
+
+CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
+    ("python", check_python),
+    ("torch", check_torch),
+    ("device", check_hardware),
+    ("arithmetic", check_arithmetic),
+    ("threads", check_threads),
+    ("video", check_video),
+    ("open_clip", check_clip),
+    ("weights", check_weights),
+    ("write", check_write),
+    ("disk", check_disk),
+    ("terminal", check_terminal),
+)
+
+
+@functools.cache
+def _machine() -> Machine:
+    from mavcli.recipe.resolve import probe_machine
+
+    return probe_machine()
+
+
+def _folders() -> dict[str, Path]:
+    return {"cache": cache_dir(), "output": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _version(package: str) -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return ""
+
+
+def _fails(statement: str) -> str:
+    """Why a statement fails in a fresh Python, in one line; empty when it works."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", statement], capture_output=True, text=True, errors="replace", timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        return f"`{statement}` does not end"
+    lines = done.stderr.strip().splitlines()
+    return (lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
