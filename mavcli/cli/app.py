@@ -116,6 +116,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         outcome = typer.main.get_command(app).main(list(arguments), prog_name="mav", standalone_mode=False)
         sys.stdout.flush()
+        if outcome == 130:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
         return outcome if isinstance(outcome, int) else 0
     except BrokenPipeError:
         # The reader has gone: say nothing, not even when Python flushes at exit.

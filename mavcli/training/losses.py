@@ -71,18 +71,8 @@ def _decode(task: Task, x0: Tensor, batch: Batch, generator: torch.Generator, *,
     )
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = task.network(x_t, t.to(task.device), condition)
-    if known is None:
-        return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
-    # Where a frame is known, compare it with itself and share its weight among the others.
-    target = known[:, :, None, None, None]
-    value = {"x0": x0, "epsilon": noise}.get(schedule.spec.prediction)
-    if value is None:
-        alpha, sigma = schedule.alpha_sigma(t, x0)
-        value = alpha * noise - sigma * x0
-    channels = value.shape[2]
-    output = torch.cat([torch.where(target, value, output[:, :, :channels]), output[:, :, channels:]], dim=2)
-    loss = training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
-    return loss * (known.shape[1] / (~known).sum(1).clamp(min=1))
+    counts = None if known is None else ~known[:, :, None, None, None]
+    return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, counts=counts, **_weights(task))
 
 
 def super_resolution_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:

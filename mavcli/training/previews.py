@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mavcli.data.degrade import downsample, upsample
 from mavcli.diffusion.guidance import guided
-from mavcli.diffusion.samplers import sample
+from mavcli.diffusion.samplers import Project, sample
 from mavcli.models.embeddings import Condition
 from mavcli.specs import SamplerSpec
 from mavcli.training import losses
@@ -56,11 +56,23 @@ def _decode(task: Task, truth: Tensor, batch: Batch, generator: torch.Generator,
     )
     cascade = task.recipe.cascade
     sampler = cascade.decoder.sampler if known is None else cascade.interp.sampler
-    drawn = _sample(task, sampler, truth, condition, generator)
-    return drawn if known is None else torch.where(known[:, :, None, None, None], truth, drawn)
+    if known is None:
+        return _sample(task, sampler, truth, condition, generator)
+    given = known[:, :, None, None, None]
+    return _sample(
+        task, sampler, truth, condition, generator, project=lambda x0, step: torch.where(given, truth, x0)
+    )
 
 
-def _sample(task: Task, spec: SamplerSpec, like: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
+def _sample(
+    task: Task,
+    spec: SamplerSpec,
+    like: Tensor,
+    condition: Condition,
+    generator: torch.Generator,
+    *,
+    project: Project | None = None,
+) -> Tensor:
     assert task.schedule is not None
     denoise = guided(
         task.network, condition, schedule=task.schedule, scale=spec.guidance_scale, clip_x0=spec.clip_x0
@@ -69,7 +81,7 @@ def _sample(task: Task, spec: SamplerSpec, like: Tensor, condition: Condition, g
     def noise(step: int) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    return sample(spec, denoise, x_T=noise(-1), schedule=task.schedule, noise=noise)
+    return sample(spec, denoise, x_T=noise(-1), schedule=task.schedule, noise=noise, project=project)
 
 
 def grid(rows: Tensor) -> Tensor:
