@@ -120,6 +120,16 @@ class UNetSpec(Spec):
         return self.patch * 2 ** (self.levels - 1)
 
 
+class ClassifierSpec(Spec):
+    """The judge of the pocket world, for `mav eval` alone: a picture -> actor, action, place."""
+
+    image_size: int = Field(64, ge=16)
+    widths: tuple[int, ...] = (32, 64, 96, 128, 160)
+    actors: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+
+
 class ScheduleSpec(Spec):
     """Forward process and what the network predicts."""
 

@@ -37,6 +37,7 @@ _MAKE, _TRAIN, _LOOK = "Make video", "Train and measure", "Look and prepare"
 
 # One line a command, in the order of `mav --help`. A command stands here when it works.
 VERBS = (
+    Verb(_TRAIN, "train-stage", "mavcli.cli.train_stage", "train_stage", "Train one stage on your own data."),
     Verb(_LOOK, "recipe", "mavcli.cli.recipe", "app", "List, show, copy and check recipes."),
     Verb(
         _LOOK,

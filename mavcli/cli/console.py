@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json as json_module
 import os
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 import unicodedata
@@ -103,7 +105,7 @@ class Console:
             return
         if self._bar is None:
             self._bar = _new_bar()
-            self._task = self._bar.add_task("", total=None)
+            self._task = self._bar.add_task("", total=None, left="")
             self._bar.start()
         assert self._task is not None
         clock = self._clock
@@ -300,6 +302,14 @@ def table(rows: Sequence[tuple[str, ...]], *, heads: tuple[str, ...] | None = No
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
         for row in everything
     ]
+
+
+def wrapped(lines: Sequence[str], *, indent: int) -> list[str]:
+    """Lines cut to the terminal's width, their rest `indent` columns in; as they are where stdout is a pipe."""
+    if not is_terminal(sys.stdout):
+        return list(lines)
+    width = max(40, shutil.get_terminal_size().columns)
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent=" " * indent)]
 
 
 def size(count: float) -> str:

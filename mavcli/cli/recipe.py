@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mavcli.cli.console import Console, table
+from mavcli.cli.console import Console, table, wrapped
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption, SetOption
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def ls(json: JsonOption = False) -> None:
 
     console = Console(json=json)
     found = [(name, load_recipe(path).recipe.description, path) for name, path in list_recipes().items()]
-    for line in table([(name, description) for name, description, _ in found]):
+    lines = table([(name, description) for name, description, _ in found])
+    for line in wrapped(lines, indent=max((len(name) for name, _, _ in found), default=0) + 2):
         console.result(line)
     console.result_object(
         {"recipes": [{"name": name, "description": text, "path": str(path)} for name, text, path in found]}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mavcli.recipe.resolve import Resolved
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -43,3 +45,9 @@ def tune_allocator() -> None:
     m_mmap_max, m_trim_threshold = -4, -1
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def open_backend(resolved: Resolved) -> Backend:
+    """The torch objects of a resolved recipe."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[resolved.dtype]
+    return Backend(torch.device(resolved.device), dtype, resolved.threads)

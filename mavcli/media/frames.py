@@ -60,7 +60,9 @@ def to_uint8(x: torch.Tensor) -> Frames:
         raise ValueError(f"expected float frames `f 3 h w`, got {x.dtype} of shape {tuple(x.shape)}")
     out = np.empty((x.shape[0], x.shape[2], x.shape[3], 3), np.uint8)
     for i, frame in enumerate(x.detach()):
-        scaled = frame.to(torch.float32, copy=True).mul_(127.5).add_(127.5)  # copy: the caller's frame stays as it is
+        scaled = (
+            frame.to(torch.float32, copy=True).mul_(127.5).add_(127.5)
+        )  # copy: the caller's frame stays as it is
         if not bool(torch.isfinite(scaled).all()):
             raise DivergedError(
                 f"frame {i} of {x.shape[0]} holds values that are not finite",
@@ -152,13 +154,17 @@ def contact_sheet(frames: Frames, *, columns: int | None = None, fps: float | No
     cell_h = max(1, round(h * cell_w / w))
     gap, strip = 4, 16
     font = ImageFont.load_default(size=11)
-    sheet = Image.new("RGB", (gap + columns * (cell_w + gap), gap + rows * (cell_h + strip + gap)), background)
+    sheet = Image.new(
+        "RGB", (gap + columns * (cell_w + gap), gap + rows * (cell_h + strip + gap)), background
+    )
     draw = ImageDraw.Draw(sheet)
     for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
         x = gap + (i % columns) * (cell_w + gap)
         y = gap + (i // columns) * (cell_h + strip + gap)
         sheet.paste(_pil_resize(frame, (cell_w, cell_h), "nearest" if cell_w > w else "lanczos"), (x, y))
-        draw.text((x + cell_w / 2, y + cell_h + strip / 2), label, font=font, fill=(220, 220, 220), anchor="mm")
+        draw.text(
+            (x + cell_w / 2, y + cell_h + strip / 2), label, font=font, fill=(220, 220, 220), anchor="mm"
+        )
     return np.asarray(sheet)
 
 

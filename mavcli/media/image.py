@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mavcli.errors import DiskError, InputError
 from mavcli.media.frames import MAX_PIXELS, Frames, check_size
@@ -53,6 +55,7 @@ def read_image(source: str | os.PathLike[str] | bytes, *, background: tuple[int,
         raise InputError(f"`{name}` is {found}, wanted an image ({', '.join(FORMATS)})", hint=hint_for(found))
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF tags nobody needs to hear
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(name, *image.size)
@@ -60,7 +63,9 @@ def read_image(source: str | os.PathLike[str] | bytes, *, background: tuple[int,
                 return _to_rgb(image, background)
     except InputError:
         raise
-    except Exception as error:  # decoders of damaged files raise whatever comes: SyntaxError, struct.error, MemoryError
+    except (
+        Exception
+    ) as error:  # decoders of damaged files raise whatever comes: SyntaxError, struct.error, MemoryError
         raise _unreadable(name, error) from error
 
 
@@ -72,6 +77,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         raise InputError(f"`{name}` is {found}, wanted an image ({', '.join(FORMATS)})", hint=hint_for(found))
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF tags nobody needs to hear
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
@@ -90,8 +96,6 @@ def write_png(path: str | os.PathLike[str], image: Frames, *, overwrite: bool = 
 
     Raises DiskError when the file exists and `overwrite` is false, or cannot be written.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"expected a uint8 picture `h w 3`, got {image.dtype} of shape {image.shape}")
     info = PngInfo()
@@ -143,7 +147,11 @@ def describe_head(head: bytes) -> str | None:
     if head.startswith((b"GIF87a", b"GIF89a")):
         return "a GIF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "an animated WebP" if head[12:16] == b"VP8X" and len(head) > 20 and head[20] & 2 else "a WEBP image"
+        return (
+            "an animated WebP"
+            if head[12:16] == b"VP8X" and len(head) > 20 and head[20] & 2
+            else "a WEBP image"
+        )
     if head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         return "an AVIF or HEIC image"
     for start, name in (*_IMAGE_HEADS, *_FOREIGN_HEADS):
@@ -214,16 +222,23 @@ def move_into_place(temporary: Path, target: Path, *, overwrite: bool) -> None:
 
 
 def disk_error(target: Path, error: OSError) -> DiskError:
-    """An OSError of writing in words."""
+    """An OSError of writing in words, with advice where the disk is the cause."""
+    hints = {
+        errno.ENOSPC: "free some space, or choose another folder with `-o`",
+        errno.EDQUOT: "free some space, or choose another folder with `-o`",
+        errno.EACCES: "choose a folder that you may write to with `-o`",
+        errno.EROFS: "choose a folder that you may write to with `-o`",
+    }
     return DiskError(
-        f"cannot write `{target}`: {(error.strerror or str(error)).lower()}",
-        hint="free some space or choose another folder with `-o`",
+        f"cannot write `{target}`: {(error.strerror or str(error)).lower()}", hint=hints.get(error.errno or 0)
     )
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return InputError(f"`{name}` unpacks to more than {MAX_PIXELS // 10**6} MP", hint="scale it down first")
+        return InputError(
+            f"`{name}` unpacks to more than {MAX_PIXELS // 10**6} MP", hint="scale it down first"
+        )
     if isinstance(error, Image.UnidentifiedImageError):
         return InputError(f"`{name}` is not an image that can be read, wanted {', '.join(FORMATS)}")
     return InputError(f"`{name}` is a damaged image: {_one_line(error)}", hint="download or export it again")

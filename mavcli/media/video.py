@@ -38,7 +38,15 @@ _FORMATS = (
     "mjpeg,yuv4mpegpipe,nut,mxf,dv,rm,wtv,mp3,wav,aac,flac,amr,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
 )
 _PACKETS_WITHOUT_FRAME = 5000  # then the stream is taken for undecodable
-_FAULTS = (av.error.FFmpegError, UnicodeDecodeError, AttributeError, MemoryError, EOFError, OSError, ValueError)
+_FAULTS = (
+    av.error.FFmpegError,
+    UnicodeDecodeError,
+    AttributeError,
+    MemoryError,
+    EOFError,
+    OSError,
+    ValueError,
+)
 """What PyAV was seen to raise for damaged files. Only calls into PyAV stand under it."""
 
 
@@ -307,10 +315,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def exact_rate(fps: Fraction | float | int) -> Fraction:
     """A frame rate as the fraction it stands for: 23.976 -> 24000/1001, 4.8 -> 24/5. Raises UsageError."""
-    rate = Fraction(fps) if isinstance(fps, int | Fraction) else _fraction(fps)
-    if not 0 < rate <= 1000:
-        raise UsageError(f"{float(rate):g} fps, wanted more than 0 and at most 1000")
-    return rate
+    if not 0 < fps <= 1000:  # also true for nan
+        raise UsageError(f"{float(fps):g} fps, wanted more than 0 and at most 1000")
+    return Fraction(fps) if isinstance(fps, int | Fraction) else _fraction(fps)
 
 
 def write_video(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: Fraction | float,
@@ -330,7 +337,9 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: 
     still.refuse_existing(target, overwrite)
     temporary = still.temporary_name(target)
     try:
-        count, size, padded, digest = _encode(temporary, frames, rate, codec, crf, tags, threads, container_format)
+        count, size, padded, digest = _encode(
+            temporary, str(target), frames, rate, codec, crf, tags, threads, container_format
+        )
         _sync(temporary)
         _verify(temporary, target, count, tags)
         still.move_into_place(temporary, target, overwrite=overwrite)
@@ -366,7 +375,9 @@ def write_gif(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: Fr
     finally:
         temporary.unlink(missing_ok=True)
     height, width = pictures.shape[1:3]
-    return Written(target, len(pictures), width, height, Fraction(100, ticks), (0, 0), frames_sha256(pictures))
+    return Written(
+        target, len(pictures), width, height, Fraction(100, ticks), (0, 0), frames_sha256(pictures)
+    )
 
 
 class _Source:
@@ -413,7 +424,9 @@ class _Source:
                 width=width,
                 height=height,
                 format="rgba" if alpha else "rgb24",
-                interpolation=None if (width, height) == (frame.width, frame.height) else Interpolation.BICUBIC,
+                interpolation=None
+                if (width, height) == (frame.width, frame.height)
+                else Interpolation.BICUBIC,
                 threads=1,
             ).to_ndarray()
         except _FAULTS as error:
@@ -447,7 +460,11 @@ class _Source:
 
     def compare_count(self, decoded: int, start: float) -> None:
         """Note it when the header lists more frames than decode: some damage gives no error."""
-        if start == 0 and decoded < self.header_frames and not any("damaged data" in line for line in self.warnings):
+        if (
+            start == 0
+            and decoded < self.header_frames
+            and not any("damaged data" in line for line in self.warnings)
+        ):
             self._warn_once(f"{decoded} of the {self.header_frames} frames that the header lists decode")
 
     def _decode(self, *, start: float, origin: float | None) -> Iterator[tuple[float, VideoFrame]]:
@@ -470,7 +487,9 @@ class _Source:
                 except _FAULTS as error:
                     self._fault = error
                     if count:
-                        self._warn_once(f"damaged data after {count} frames ({clock.last:.2f} s): {_words(error)}")
+                        self._warn_once(
+                            f"damaged data after {count} frames ({clock.last:.2f} s): {_words(error)}"
+                        )
                         break
                     continue  # streams cut anywhere begin with packets that nothing can decode
                 for frame in frames:
@@ -501,7 +520,9 @@ class _Source:
             best = container.streams.best("video")
             if not isinstance(best, VideoStream):
                 kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
-                raise InputError(f"`{self.name}` has no video stream, only {', '.join(kinds)}, wanted a video")
+                raise InputError(
+                    f"`{self.name}` has no video stream, only {', '.join(kinds)}, wanted a video"
+                )
             stream = best
         self.index = stream.index
         context = stream.codec_context
@@ -520,7 +541,9 @@ class _Source:
         sar = stream.sample_aspect_ratio
         self._sar = Fraction(sar) if sar else Fraction(1)
         if not Fraction(1, 10) <= self._sar <= 10:
-            self._warn_once(f"pixels are said to be {float(self._sar):g} times as wide as high; taken as square")
+            self._warn_once(
+                f"pixels are said to be {float(self._sar):g} times as wide as high; taken as square"
+            )
             self._sar = Fraction(1)
         return stream
 
@@ -586,7 +609,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     head_hint = still.hint_for(found) if found else None
     if found and found not in ("a video file", "a GIF"):
         if still.is_still(path):
-            head_hint = "use `mav animate` to make a video of it" if found != "an animated WebP" else head_hint
+            head_hint = (
+                "use `mav animate` to make a video of it" if found != "an animated WebP" else head_hint
+            )
         raise InputError(f"`{name}` is {found}, wanted a video", hint=head_hint)
     try:
         # an absolute path cannot be taken for a URL
@@ -637,7 +662,9 @@ def _rate(times: NDArray[np.float64], tick: float, header: Sequence[Fraction]) -
     step, tolerance = (mean, 1.5 * tick / len(steps)) if even else (median, tick)
     tolerance = min(tolerance, 0.05 * step) + 1e-9
     # some headers hold a measured average such as 23040000/767849; a plain rate that fits as well is the true one
-    plain = sorted({rate for rate in header if rate.denominator <= 1001}, key=lambda rate: rate.denominator, reverse=True)
+    plain = sorted(
+        {rate for rate in header if rate.denominator <= 1001}, key=lambda rate: rate.denominator, reverse=True
+    )
     for rate in (*plain, Fraction(round(1 / step)), _fraction(1 / step)):
         if rate and abs(float(1 / rate) - step) <= tolerance:
             return rate, not even
@@ -649,7 +676,7 @@ def _fraction(fps: float) -> Fraction:
         ntsc = Fraction(whole * 1000, 1001)
         if abs(fps - ntsc) < 5e-4:
             return ntsc
-    return Fraction(fps).limit_denominator(1001)
+    return Fraction(fps).limit_denominator(1001) or Fraction(fps)
 
 
 def _alpha_decoder(stream: VideoStream) -> Any:
@@ -689,7 +716,9 @@ def _container_format(target: Path, codec: Codec, crf: int) -> str:
     if codec not in formats:
         raise UsageError(f"codec `{codec}`, wanted one of {', '.join(formats)}")
     if target.suffix.lower() not in formats[codec]:
-        raise UsageError(f"`{target.name}` for codec `{codec}`, wanted a name that ends in {' or '.join(formats[codec])}")
+        raise UsageError(
+            f"`{target.name}` for codec `{codec}`, wanted a name that ends in {' or '.join(formats[codec])}"
+        )
     if codec == "h264" and not 1 <= crf <= 51:
         # x264's lossless mode is outside the High profile, and most players show nothing
         raise UsageError(f"crf {crf}, wanted 1 to 51", hint="use codec `ffv1` for lossless video")
@@ -701,7 +730,9 @@ def _checked_tags(metadata: dict[str, str]) -> dict[str, str]:
         if not key or key != key.lower() or "=" in key:
             raise ValueError(f"metadata key `{key}` must be lower case, without `=`")
         if "\0" in value or not value:
-            raise UsageError(f"metadata `{key}` is empty or holds a NUL character, which no container can store")
+            raise UsageError(
+                f"metadata `{key}` is empty or holds a NUL character, which no container can store"
+            )
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -709,8 +740,8 @@ def _checked_tags(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-def _encode(temporary: Path, frames: Iterable[Frames], rate: Fraction, codec: Codec, crf: int, tags: dict[str, str],
-            threads: int, container_format: str) -> tuple[int, tuple[int, int], tuple[int, int], str]:  # fmt: skip
+def _encode(temporary: Path, target_name: str, frames: Iterable[Frames], rate: Fraction, codec: Codec, crf: int,
+            tags: dict[str, str], threads: int, container_format: str) -> tuple[int, tuple[int, int], tuple[int, int], str]:  # fmt: skip
     """-> (frames, (width, height), (padded right, bottom), frames_sha256)."""
     options = {"movflags": "use_metadata_tags+faststart"} if container_format in ("mp4", "mov") else {}
     digest = hashlib.sha256()
@@ -723,14 +754,18 @@ def _encode(temporary: Path, frames: Iterable[Frames], rate: Fraction, codec: Co
         for frame in frames:
             if stream is None or container is None:
                 if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-                    raise ValueError(f"expected uint8 pictures `h w 3`, got {frame.dtype} of shape {frame.shape}")
+                    raise ValueError(
+                        f"expected uint8 pictures `h w 3`, got {frame.dtype} of shape {frame.shape}"
+                    )
                 shape = frame.shape
                 if codec == "h264":
                     right, bottom = shape[1] % 2, shape[0] % 2
-                check_size(str(temporary.name), shape[1], shape[0])
+                check_size(target_name, shape[1], shape[0])
                 container = av.open(str(temporary), "w", format=container_format, options=options)
                 container.metadata.update(tags)
-                stream = _output_stream(container, rate, codec, crf, threads, shape[1] + right, shape[0] + bottom)
+                stream = _output_stream(
+                    container, rate, codec, crf, threads, shape[1] + right, shape[0] + bottom
+                )
             if frame.shape != shape:
                 raise ValueError(f"frame {count} has shape {frame.shape}, the first has {shape}")
             pixels = np.ascontiguousarray(frame)
@@ -755,7 +790,7 @@ def _encode(temporary: Path, frames: Iterable[Frames], rate: Fraction, codec: Co
             container.mux(stream.encode(picture))
             count += 1
         if stream is None or container is None:
-            raise InputError("no frames to write, wanted at least one")
+            raise InputError(f"no frames to write to `{target_name}`, wanted at least one")
         container.mux(stream.encode(None))
         container.close()  # writes the index; errors of a full disk come here
     finally:
@@ -787,7 +822,9 @@ def _output_stream(container: OutputContainer, rate: Fraction, codec: Codec, crf
 def _encode_gif(temporary: Path, frames: Frames, ticks: int) -> None:
     height, width = frames.shape[1:3]
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(ticks, 100))
+    source = graph.add_buffer(
+        width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(ticks, 100)
+    )
     split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=full")
     use, sink = graph.add("paletteuse", "dither=sierra2_4a"), graph.add("buffersink")
     source.link_to(split)
@@ -822,7 +859,9 @@ def _verify(temporary: Path, target: Path, count: int, tags: dict[str, str]) -> 
     """Read the finished file back: a full disk and a careless muxer both lose data without an error."""
     found = len(_packet_times(temporary, None))
     if found != count:
-        raise DiskError(f"`{target}` came out with {found} of {count} frames", hint="free some space on the disk")
+        raise DiskError(
+            f"`{target}` came out with {found} of {count} frames", hint="free some space on the disk"
+        )
     stored = read_metadata(temporary)
     lost = [key for key, value in tags.items() if stored.get(key) != value]
     if lost:

@@ -282,7 +282,7 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
             )
             key: Key = ("train", "stages", name)
             faults.append(Fault(tree.origin(key), key, f"unknown stage, {meant}"))
-    known = [fault.key for fault in faults if fault.key]
+    known = {fault.key for fault in faults if fault.key}
     recipe = None
     try:
         recipe = Recipe.model_validate_json(json.dumps(tree.value))
@@ -296,7 +296,7 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
                 continue  # the schema's own word on unknown stages, which has no line
             groups.setdefault(key, []).append(item)
         for path, items in groups.items():
-            if not any(path[: len(k)] == k for k in known):
+            if not any(path[:length] in known for length in range(1, len(path) + 1)):
                 faults.append(Fault(tree.origin(path), path, _words(path, items, tree)))
     return recipe, list(dict.fromkeys(faults))
 

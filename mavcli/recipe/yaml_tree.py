@@ -7,6 +7,7 @@ PyYAML: `1e-4` is a number; `yes`, `no`, `on`, `12:30`, `017` and dates stay the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,11 +85,11 @@ class Tree:
             for name in new:
                 old[name] = self._merged(old.get(name), other, (*at, name), (), (*inner, name))
             return old
-        for path in [p for p in self.origins if p[: len(at)] == at]:
-            del self.origins[path]
-        for path, origin in other.origins.items():
-            if path[: len(inner)] == inner:
-                self.origins[at + path[len(inner) :]] = origin
+        for path in _paths(old, ()):
+            self.origins.pop(at + path, None)
+        for path in _paths(new, ()):
+            if (origin := other.origins.get(inner + path)) is not None:
+                self.origins[at + path] = origin
         return new
 
 
@@ -185,11 +186,9 @@ class _Parser:
                 self._node(next(self.events), here)
             elif name in items:
                 self._fault(here, line, f"written twice, first on line {self.tree.origins[here].line}")
-                first = {path: o for path, o in self.tree.origins.items() if path[: len(here)] == here}
+                kept, self.tree.origins = self.tree.origins, {}
                 self._node(next(self.events), here)
-                self.tree.origins = {
-                    p: o for p, o in self.tree.origins.items() if p[: len(here)] != here
-                } | first
+                self.tree.origins = kept
             else:
                 items[name] = self._node(next(self.events), here)
                 # The key's own line, which is where one looks for it.
@@ -208,6 +207,17 @@ class _Parser:
 
 class _TooDeepError(Exception):
     """Stops the reading; the fault is already noted."""
+
+
+def _paths(value: Any, key: Key) -> Iterator[Key]:
+    """The key paths of a value and of everything in it."""
+    yield key
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _paths(item, (*key, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _paths(item, (*key, index))
 
 
 def _at(value: Any, key: Key) -> Any:

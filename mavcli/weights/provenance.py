@@ -22,12 +22,14 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from mavcli.errors import DiskError, WeightsError
 from mavcli.recipe.schema import STAGES
-from mavcli.specs import ClipSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
+from mavcli.specs import ClassifierSpec, ClipSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHARD_BYTES = 16_000_000
+ROLES = (*STAGES, "classifier")
+"""What weights can be: one of the eight stages, or the judge of `mav eval`, which takes no part in generation."""
 _MAX_INDEX_BYTES = 100_000_000  # the format's own limit
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -47,13 +49,13 @@ class Parent(Spec):
 class WeightsHeader(Spec):
     """What a weight file says about itself.
 
-    `role` is the stage that made it; `spec` describes the network and is a ClipSpec, PriorSpec or UNetSpec by role.
+    `role` is one of ROLES; `spec` describes the network and is a ClipSpec, PriorSpec, UNetSpec or ClassifierSpec by role.
     `content_sha256` is over the tensors (`content_sha256()` below) and is filled in by `save_weights`.
     """
 
     format: Literal[1] = Field(1, alias="schema")
     role: str
-    spec: ClipSpec | PriorSpec | UNetSpec
+    spec: ClipSpec | PriorSpec | UNetSpec | ClassifierSpec
     schedule: ScheduleSpec | None = None
     recipe_sha256: str = Field("", description="of the resolved recipe that trained them")
     step: int = Field(0, ge=0)
@@ -73,8 +75,8 @@ class WeightsHeader(Spec):
 
     @model_validator(mode="after")
     def _spec_fits_role(self) -> Self:
-        if self.role not in STAGES:
-            raise ValueError(f"unknown role `{self.role}`; the roles are {', '.join(STAGES)}")
+        if self.role not in ROLES:
+            raise ValueError(f"unknown role `{self.role}`; the roles are {', '.join(ROLES)}")
         if not isinstance(self.spec, spec_class(self.role)):
             raise ValueError(f"role `{self.role}` with a {type(self.spec).__name__}")
         return self
@@ -95,9 +97,10 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def spec_class(role: str) -> type[ClipSpec] | type[PriorSpec] | type[UNetSpec]:
-    """The description that the networks of a stage have."""
-    return {"clip": ClipSpec, "prior": PriorSpec}.get(role, UNetSpec)  # type: ignore[return-value]
+def spec_class(role: str) -> type[ClipSpec] | type[PriorSpec] | type[UNetSpec] | type[ClassifierSpec]:
+    """The description that the networks of a role have."""
+    others = {"clip": ClipSpec, "prior": PriorSpec, "classifier": ClassifierSpec}
+    return others.get(role, UNetSpec)  # type: ignore[return-value]
 
 
 def weight_files(path: Path | str) -> list[Path]:

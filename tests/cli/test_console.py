@@ -120,3 +120,24 @@ def test_numbers_are_for_people() -> None:
     ]
     assert [duration(n) for n in (8.4, 125, 11400)] == ["8 s", "2 min 5 s", "3 h 10 min"]
     assert table([("a", "bb", "c"), ("aaa", "b", "")]) == ["a    bb  c", "aaa  b"]
+
+
+def test_on_a_terminal_there_is_one_bar_and_lines_stand_above_it(
+    capsys: pytest.CaptureFixture[str], clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(module, "is_terminal", lambda stream: True)
+    with Console() as console:
+        console.plan(10)
+        console.stage("decoder", 4)
+        clock.now += 5
+        console.advance(2)
+        console.message("the base frames are in x/")
+        console.stage("super-resolution", 6)
+        console.advance(3)
+        assert console._bar is not None and len(console._bar.tasks) == 1
+        task = console._bar.tasks[0]
+        assert (task.description, task.completed, task.total) == ("super-resolution", 7, 10)
+    assert console._bar is None
+    shown = capsys.readouterr()
+    assert shown.out == "" and "the base frames are in x/\n" in shown.err

@@ -53,7 +53,8 @@ def test_a_draw_lies_within_half_a_source_frame_of_its_times(folder):
 def test_every_start_that_fits_is_drawn(folder):
     videos, rng = VideoFolder(folder), np.random.default_rng(0)
     firsts = Counter(
-        int(numbers(videos.draw_clip(rng, frames=26, fps=25.0, size=SIZE, clip=1).frames)[0]) for _ in range(400)
+        int(numbers(videos.draw_clip(rng, frames=26, fps=25.0, size=SIZE, clip=1).frames)[0])
+        for _ in range(400)
     )
     assert set(firsts) == set(range(26))
 
@@ -61,9 +62,14 @@ def test_every_start_that_fits_is_drawn(folder):
 def test_drawing_is_a_function_of_the_generator(folder):
     first = VideoFolder(folder).draw_fitting(np.random.default_rng(7), frames=8, fps=9.0, size=SIZE)
     videos = VideoFolder(folder)
-    videos.draw_fitting(np.random.default_rng(1), frames=4, fps=4.0, size=SIZE)  # a filled cache changes nothing
+    videos.draw_fitting(
+        np.random.default_rng(1), frames=4, fps=4.0, size=SIZE
+    )  # a filled cache changes nothing
     again = videos.draw_fitting(np.random.default_rng(7), frames=8, fps=9.0, size=SIZE)
-    assert np.array_equal(first.frames, again.frames) and (first.clip, first.start) == (again.clip, again.start)
+    assert np.array_equal(first.frames, again.frames) and (first.clip, first.start) == (
+        again.clip,
+        again.start,
+    )
 
 
 def test_a_rate_for_which_the_clip_is_too_short_is_refused_with_the_lowest_that_fits(folder):

@@ -82,7 +82,9 @@ ROWS = [("a.png", "a dark field"), ("deep/B.PNG", "snow, \"bright\" ü"), ("a.pn
 @pytest.mark.parametrize("kind", ["captions.csv", "meta.jsonl"])
 def test_captions_in_a_table(kind, columns, photos):
     if kind.endswith("csv"):
-        lines = [",".join(columns)] + [f'{file},"{caption.replace(chr(34), chr(34) * 2)}"' for file, caption in ROWS]
+        lines = [",".join(columns)] + [
+            f'{file},"{caption.replace(chr(34), chr(34) * 2)}"' for file, caption in ROWS
+        ]
     else:
         lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in ROWS]
     (photos / kind).write_text("\n".join(lines) + "\n", encoding="utf-8")

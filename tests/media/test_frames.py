@@ -25,7 +25,11 @@ def test_every_uint8_value_survives_the_way_to_float_and_back():
 
 
 def test_floats_are_rounded_to_the_nearest_value_and_clamped():
-    x = torch.tensor([-2.0, (127.4 / 127.5) - 1, (127.6 / 127.5) - 1, 2.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    x = (
+        torch.tensor([-2.0, (127.4 / 127.5) - 1, (127.6 / 127.5) - 1, 2.0])
+        .reshape(1, 1, 2, 2)
+        .expand(1, 3, 2, 2)
+    )
     assert F.to_uint8(x)[0, ..., 0].ravel().tolist() == [0, 127, 128, 255]
 
 

@@ -118,7 +118,11 @@ def test_no_pillow_format_outside_the_list_is_decoded():
 
 def test_missing_files_folders_and_pipes_are_input_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, words in [(tmp_path / "none.png", "no such file"), (tmp_path, "is a folder"), (tmp_path / "pipe", "regular")]:
+    for path, words in [
+        (tmp_path / "none.png", "no such file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "regular"),
+    ]:
         with pytest.raises(InputError, match=words):
             read_image(path)
 
@@ -138,7 +142,9 @@ def test_every_awkward_file_ends_in_a_picture_or_an_input_error(shared_data):
                 assert not readable or entry["outcome"] != "ok" or "bomb" in entry["file"], error.message
             else:
                 assert readable, entry["file"]
-                assert picture.shape == (pillow["size"][1], pillow["size"][0], 3) and picture.dtype == np.uint8
+                assert (
+                    picture.shape == (pillow["size"][1], pillow["size"][0], 3) and picture.dtype == np.uint8
+                )
             assert time.perf_counter() - started < 10
 
 

@@ -33,7 +33,9 @@ def encode(path, stamps, *, time_base=Fraction(1, 1000), size=(48, 32), rate=30)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = time_base
         for i, stamp in enumerate(stamps):
-            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 10 + 5 * (i % 49), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((size[1], size[0], 3), 10 + 5 * (i % 49), np.uint8), format="rgb24"
+            )
             frame.pts, frame.time_base = stamp, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -55,7 +57,9 @@ def test_decoding_equals_the_ffmpeg_program_bit_for_bit(shared_data):
         wanted = torch.load(folder / name, weights_only=True).numpy()
         wanted = wanted.transpose(1, 2, 0) if wanted.shape[0] == 3 else wanted
         number = int(frame.removeprefix("frame"))
-        pictures = V.read_video(folder / file, stream=int(stream.removeprefix("stream")), max_frames=number + 1)
+        pictures = V.read_video(
+            folder / file, stream=int(stream.removeprefix("stream")), max_frames=number + 1
+        )
         *_, (_, got) = pictures
         difference = np.abs(got.astype(int) - wanted)
         assert list(got.shape) == facts["shape"]
@@ -80,7 +84,9 @@ def test_every_awkward_file_ends_in_the_expected_frames_or_an_input_error(shared
             path = shared_data / folder / entry["file"]
             images = ("webp_pipe", "png_pipe")
             expected = 0 if entry.get("container") in images else entry.get("frames", 0)
-            limit = 500 if entry.get("width", 0) < 1000 else 8  # large ones only in part: this is about awkwardness
+            limit = (
+                500 if entry.get("width", 0) < 1000 else 8
+            )  # large ones only in part: this is about awkwardness
             started = time.perf_counter()
             try:
                 clip = V.read_clip(path, max_frames=limit)
@@ -140,7 +146,9 @@ def test_pixels_that_are_not_square_are_made_square(shared_data):
     path = shared_data / "nasty_real" / "bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4"  # 1137:800
     assert V.read_clip(path, max_frames=1).frames.shape[1:3] == (640, 1137)
     # codec says 12:11, container 1:1; the container is nearer to the user, and FFmpeg decides so too
-    assert V.read_clip(path.with_name("bbb_176x144_128kbps_15fps_h263.3gp"), max_frames=1).frames.shape[1:3] == (144, 176)
+    assert V.read_clip(path.with_name("bbb_176x144_128kbps_15fps_h263.3gp"), max_frames=1).frames.shape[
+        1:3
+    ] == (144, 176)
 
 
 def test_transparency_is_shown_on_white_whichever_codec_carries_it(shared_data):
@@ -274,13 +282,28 @@ def test_the_file_is_what_players_and_phones_open(tmp_path):
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         assert (context.profile, context.pix_fmt) == ("High", "yuv420p")
-        assert (context.color_range, context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1, 1)
+        assert (context.color_range, context.colorspace, context.color_primaries, context.color_trc) == (
+            1,
+            1,
+            1,
+            1,
+        )
 
 
 def test_colours_are_converted_with_the_matrix_that_the_tags_name(tmp_path):
-    patches = [(200, 50, 30), (20, 180, 60), (30, 40, 220), (128, 128, 128), (255, 255, 255), (0, 0, 0), (250, 220, 20)]
+    patches = [
+        (200, 50, 30),
+        (20, 180, 60),
+        (30, 40, 220),
+        (128, 128, 128),
+        (255, 255, 255),
+        (0, 0, 0),
+        (250, 220, 20),
+    ]
     for colour in patches:
-        V.write_video(tmp_path / "a.mp4", np.full((2, 32, 32, 3), colour, np.uint8), fps=8, crf=8, overwrite=True)
+        V.write_video(
+            tmp_path / "a.mp4", np.full((2, 32, 32, 3), colour, np.uint8), fps=8, crf=8, overwrite=True
+        )
         with av.open(str(tmp_path / "a.mp4")) as container:
             planes = next(container.decode(video=0)).to_ndarray()
         r, g, b = (channel / 255 for channel in colour)
@@ -309,7 +332,9 @@ def test_ffv1_gives_back_every_bit(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv"])
 def test_metadata_comes_back_exactly(name, tmp_path):
-    recipe = json.dumps({"prompt": 'a "red" ball = 🎈 \\ ü\n שלום; #x', "pad": "x" * 70_000}, ensure_ascii=False)
+    recipe = json.dumps(
+        {"prompt": 'a "red" ball = 🎈 \\ ü\n שלום; #x', "pad": "x" * 70_000}, ensure_ascii=False
+    )
     V.write_video(tmp_path / name, moving(2), fps=8, metadata={"mav_recipe": recipe, "mav_seed": "0"})
     tags = V.read_metadata(tmp_path / name)
     assert tags["mav_recipe"] == recipe and tags["mav_seed"] == "0"
@@ -367,14 +392,23 @@ def test_a_full_disk_is_exit_6_and_leaves_nothing(limit, tmp_path):
         "    sys.exit(error.exit_code)\n"
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mp4"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.mp4"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 6, done.stderr
     assert "a.mp4" in done.stdout and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("a.avi", {}), ("a.mp4", {"codec": "ffv1"}), ("a.mp4", {"crf": 0}), ("a.mp4", {"fps": 0}), ("a.mp4", {"fps": 5000.0})],
+    [
+        ("a.avi", {}),
+        ("a.mp4", {"codec": "ffv1"}),
+        ("a.mp4", {"crf": 0}),
+        ("a.mp4", {"fps": 0}),
+        ("a.mp4", {"fps": float("nan")}),
+        ("a.mp4", {"fps": 5000.0}),
+    ],
 )
 def test_what_cannot_be_encoded_is_a_usage_error(name, options, tmp_path):
     with pytest.raises(UsageError):
@@ -388,7 +422,11 @@ def test_a_folder_that_is_not_there_is_a_disk_error(tmp_path):
 
 def test_a_rate_is_the_fraction_that_it_stands_for():
     assert V.exact_rate(23.976) == Fraction(24000, 1001) and V.exact_rate(29.97) == Fraction(30000, 1001)
-    assert V.exact_rate(4.8) == Fraction(24, 5) and V.exact_rate(24.0) == 24 and V.exact_rate(Fraction(7, 3)) == Fraction(7, 3)
+    assert (
+        V.exact_rate(4.8) == Fraction(24, 5)
+        and V.exact_rate(24.0) == 24
+        and V.exact_rate(Fraction(7, 3)) == Fraction(7, 3)
+    )
 
 
 def test_a_gif_holds_every_frame_at_the_rounded_rate(tmp_path):
