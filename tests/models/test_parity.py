@@ -207,11 +207,13 @@ def test_the_prior_equals_karlos(references, tensor_for):
     prior.load_state_dict(state | {"clip_mean": inputs["clip_mean"], "clip_std": inputs["clip_std"]})
     mask = inputs["mask"].bool()
     assert not mask.all(), "the reference has padded tokens"
+    outputs = recorded(prior, ["time_embed", "text_enc_proj", "transformer.resblocks.0", "transformer"])
     with torch.no_grad():
-        x0 = prior(
-            inputs["x"], inputs["t"], PriorCondition(inputs["text_emb"], inputs["text_enc"], mask)
-        )
+        x0 = prior(inputs["x"], inputs["t"], PriorCondition(inputs["text_emb"], inputs["text_enc"], mask))
     wanted = np.load(references / "karlo_prior_tiny.outputs.npz")
     assert_equal(x0, wanted["output_x0"], "x0")
-    time = prior.time_embed[0].weight  # the modules carry Karlo's names, so the states above were loaded whole
-    assert torch.equal(time, state["time_embed.0.weight"])
+    assert_equal(outputs["time_embed"], wanted["time_embed"], "time_embed")
+    assert_equal(outputs["text_enc_proj"], wanted["text_enc_proj"], "text_enc_proj")
+    seen = torch.cat([mask, mask.new_ones(2, 4)], dim=1)  # what a padded token holds is read by nobody
+    assert_equal(outputs["transformer.resblocks.0"][seen], wanted["block0"][seen.numpy()], "block 0")
+    assert_equal(outputs["transformer"][seen], wanted["transformer"][seen.numpy()], "transformer")

@@ -1,0 +1,171 @@
+"""The weight files that a cascade needs: found, described and checked before anything is computed.
+
+Headers alone are read, so a missing or wrong file costs no time and is told with all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mavcli.errors import UsageError, WeightsError
+from mavcli.recipe.schema import Recipe
+from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
+from mavcli.weights.locate import stage_path, trained_path
+from mavcli.weights.manifest import load_manifest
+from mavcli.weights.provenance import compare_specs, read_header, weight_files
+
+Piece = Literal["clip", "prior", "decoder_t", "interp", "sr_l", "sr_h"]
+PIECES: dict[Piece, str] = {
+    "clip": "CLIP",
+    "prior": "P",
+    "decoder_t": "D^t",
+    "interp": "↑F",
+    "sr_l": "SR_l^t",
+    "sr_h": "SR_h",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights of one piece of the cascade. `role` is the stage that trained them; without a path they are random."""
+
+    piece: Piece
+    role: str
+    spec: ClipSpec | PriorSpec | UNetSpec
+    path: Path | None = None
+    sha256: str = "random"
+    step: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """For the metadata of a result."""
+        path = None if self.path is None else str(self.path)
+        return {
+            "role": self.role,
+            "path": path,
+            "sha256": self.sha256,
+            "step": self.step,
+            "random": path is None,
+        }
+
+
+@dataclass(frozen=True)
+class Family:
+    """Every part that a command needs, and what the user must hear about them."""
+
+    parts: dict[Piece, Part]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def random(self) -> tuple[str, ...]:
+        """The pieces that run on random weights."""
+        return tuple(piece for piece, part in self.parts.items() if part.path is None)
+
+
+def find_family(recipe: Recipe, pieces: Iterable[Piece], *, random_weights: bool = False) -> Family:
+    """The parts for `pieces`; a super-resolution that is no network needs none.
+
+    With `random_weights`, what is not there runs on random weights, and the warnings say so. Raises WeightsError with
+    every missing file and the command that makes it, or where a file belongs to another network; UsageError where the
+    recipe has no temporal layers.
+    """
+    parts: dict[Piece, Part] = {}
+    faults: list[tuple[str, str | None]] = []
+    warnings: list[str] = []
+    for piece in dict.fromkeys(pieces):
+        if piece in ("sr_l", "sr_h") and getattr(recipe.cascade, piece).kind != "network":
+            continue
+        choices = _choices(recipe, piece)
+        found = [(role, spec, path) for role, spec, path in choices if weight_files(path)]
+        if not found:
+            role, spec, _ = choices[0]
+            if not random_weights:
+                faults.append(_missing(recipe, piece, role))
+            parts[piece] = Part(piece, role, spec)
+            continue
+        role, spec, path = found[0]
+        header = read_header(path)
+        match = [c for c in choices if c[0] == header.role and c[2] == path]
+        if not match:
+            faults.append(_wrong_role(recipe, piece, path, header.role, [c[0] for c in choices]))
+            continue
+        role, spec, _ = match[0]
+        differences = compare_specs(header.spec, spec)
+        if differences:
+            faults.append(
+                (f"{path} belongs to another network: {'; '.join(differences)}", _command(recipe, role))
+            )
+            continue
+        parts[piece] = Part(piece, role, spec, path, header.content_sha256, header.step)
+        if piece == "sr_l" and role == "sr_l" and recipe.cascade.sr_l.network.temporal != "none":
+            warnings.append(
+                f"there are no `sr_lt` weights: SR_l enlarges frame by frame, without temporal layers and with the same "
+                f"noise for every frame (`{_command(recipe, 'sr_lt')}` trains them)"
+            )
+    if faults:
+        hints = list(dict.fromkeys(hint for _, hint in faults if hint))
+        raise WeightsError("\n".join(text for text, _ in faults), hint=hints[0] if hints else None)
+    loose = [PIECES[piece] for piece, part in parts.items() if part.path is None]
+    if loose:
+        warnings.append(
+            f"RANDOM WEIGHTS in {', '.join(loose)}: what comes out is noise, not a video of anything"
+        )
+    return Family(parts, tuple(warnings))
+
+
+def _choices(recipe: Recipe, piece: Piece) -> list[tuple[str, ClipSpec | PriorSpec | UNetSpec, Path]]:
+    """(role, network, file) of the weights that can serve as `piece`, the best first."""
+    cascade = recipe.cascade
+    if piece == "clip":
+        return [("clip", cascade.clip.network, stage_path(recipe, "clip"))]
+    if piece == "prior":
+        return [("prior", cascade.prior.network, stage_path(recipe, "prior"))]
+    if piece in ("decoder_t", "interp"):
+        if cascade.decoder.network.temporal == "none":
+            raise UsageError(
+                f"recipe `{recipe.name}` has a decoder without temporal layers, which makes pictures and no video",
+                hint="--set cascade.decoder.network.temporal=p3d, and train `decoder_t`",
+            )
+        path = stage_path(recipe, piece)
+        widened = ("interp", recipe.interp_network(), path)
+        # ↑F that is told nothing is D^t: one file may serve as both.
+        return [widened] if piece == "interp" else [("decoder_t", cascade.decoder.network, path), widened]
+    if piece == "sr_h":
+        return [("sr_h", cascade.sr_h.network, stage_path(recipe, "sr_h"))]
+    spec = cascade.sr_l.network
+    image = ("sr_l", spec.model_copy(update={"temporal": "none", "fps": False}), stage_path(recipe, "sr_l"))
+    return [image] if spec.temporal == "none" else [("sr_lt", spec, stage_path(recipe, "sr_lt")), image]
+
+
+def _missing(recipe: Recipe, piece: Piece, role: str) -> tuple[str, str | None]:
+    path = stage_path(recipe, role)
+    text = f"{path} does not exist, the weights of {PIECES[piece]} (`{role}`) are needed"
+    if piece == "decoder_t" and weight_files(stage_path(recipe, "decoder")):
+        text += (
+            f"; there is only the image decoder {stage_path(recipe, 'decoder').name}, whose temporal layers are untrained: "
+            "it makes pictures that have nothing to do with one another"
+        )
+    trained = trained_path(recipe, role)
+    if weight_files(trained) and trained != path:
+        return text, f"they are trained already: --set weights.dir={trained.parent}"
+    return text, _command(recipe, role)
+
+
+def _wrong_role(
+    recipe: Recipe, piece: Piece, path: Path, role: str, wanted: list[str]
+) -> tuple[str, str | None]:
+    names = "` or `".join(dict.fromkeys(wanted))
+    text = f"{path} holds `{role}` weights, {PIECES[piece]} needs `{names}`"
+    if role == "decoder":
+        text += ": its temporal layers are untrained"
+    return text, _command(recipe, wanted[0])
+
+
+def _command(recipe: Recipe, role: str) -> str:
+    """What gets the weights of `role`."""
+    families = load_manifest().families
+    if recipe.weights.dir in families and getattr(recipe.weights, role) is None:
+        return families[recipe.weights.dir].command(role)
+    return f"mav train-stage {role} RECIPE"

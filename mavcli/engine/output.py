@@ -1,0 +1,224 @@
+"""Results: a video, the run that made it inside and beside it, and a contact sheet.
+
+Names are settled before anything is computed, so that an existing file stops a run at its start and not at its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mavcli.errors import DiskError, UsageError
+from mavcli.media.frames import Frames, contact_sheet, frames_sha256
+from mavcli.media.image import disk_error, write_png
+from mavcli.media.video import exact_rate, write_video
+from mavcli.recipe.schema import Output
+
+_SHEET_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """The files of one result."""
+
+    video: Path
+    sheet: Path | None
+    named: bool
+    """Whether the user gave this name; otherwise it was made from the prompt."""
+
+    @property
+    def sidecar(self) -> Path:
+        return self.video.with_suffix(".json")
+
+    @property
+    def base_sheet(self) -> Path:
+        """The key frames, shown before super-resolution."""
+        return self.video.with_suffix(".base.png")
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.video, self.sidecar, *([self.sheet] if self.sheet else [])]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A result on the disk."""
+
+    target: Target
+    frames: int
+    width: int
+    height: int
+    fps: float
+    frames_sha256: str
+
+
+def choose_target(
+    out: Path | None, output: Output, *, stem: str, several: bool = False, force: bool = False
+) -> Target:
+    """Where a result goes: `out` as a file, `stem` in `out` as a folder, or `stem` in the recipe's folder.
+
+    A name with a video's suffix is a file. Raises UsageError for another suffix or one file for several results, DiskError
+    where the place cannot be used. That files exist is told by `refuse_existing`.
+    """
+    suffix = ".mkv" if output.codec == "ffv1" else ".mp4"
+    allowed = (".mkv",) if output.codec == "ffv1" else (".mp4", ".mov", ".mkv")
+    named = out is not None and not out.is_dir() and out.suffix != "" and not str(out).endswith(os.sep)
+    if named:
+        assert out is not None
+        if out.suffix.lower() not in allowed:
+            raise UsageError(
+                f"`{out.name}` for codec `{output.codec}`, wanted a name that ends in {' or '.join(allowed)}",
+                hint="or a folder, for files with names of their own",
+            )
+        if several:
+            raise UsageError(f"`-o {out}` names one file, there are several results", hint="give a folder")
+        video = out
+    else:
+        folder = out if out is not None else Path(output.dir)
+        video = folder / f"{stem}{suffix}"
+    _prepare_folder(video.parent)
+    return Target(video, video.with_suffix(".sheet.png") if output.sheet else None, named)
+
+
+def refuse_existing(target: Target, *, force: bool) -> None:
+    """DiskError when one of the result's files is there already and `force` is not given."""
+    for file in target.files:
+        if file.is_dir():
+            raise DiskError(f"`{file}` is a folder, wanted a file name")
+        if file.exists() and not force:
+            raise DiskError(f"`{file}` exists", hint="--force overwrites it, -o chooses another name")
+
+
+def finished_run(target: Target, key: str) -> dict[str, Any] | None:
+    """The sidecar of `target` when the same run made it and it is still whole, or None."""
+    try:
+        run: dict[str, Any] = json.loads(target.sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = (
+        isinstance(run, dict) and run.get("run_key") == key and all(file.is_file() for file in target.files)
+    )
+    return run if whole else None
+
+
+def slug(text: str, *, limit: int = 60) -> str:
+    """A file name's worth of `text`: `A dog, surfing!` -> `a-dog-surfing`."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    name = "-".join(words)[:limit].strip("-")
+    return name or f"video-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def run_key(run: Mapping[str, Any]) -> str:
+    """What tells two runs apart: everything that determines the frames, but not the place or the time."""
+    told = ("kind", "prompt", "options", "inputs", "seed", "sample", "device", "dtype", "cascade")
+    weights = {name: part["sha256"] for name, part in run["weights"].items()}
+    text = json.dumps(
+        {"weights": weights, **{name: run.get(name) for name in told}}, sort_keys=True, default=str
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a result."""
+    names = ("mavcli", "torch", "numpy", "av", "pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def write_result(
+    target: Target,
+    frames: Frames | Sequence[Frames],
+    *,
+    fps: float,
+    run: Mapping[str, Any],
+    output: Output,
+    force: bool = False,
+) -> Written:
+    """Write the video with `run` inside, the same as a sidecar, and the contact sheet.
+
+    `frames` (f, h, w, 3) uint8; a sequence is read twice, so it may make its frames when asked. Raises DiskError.
+    """
+    refuse_existing(target, force=force)
+    digest = frames_sha256(frames)
+    height, width = frames[0].shape[:2]
+    rate = exact_rate(fps)
+    facts = {
+        "fps": str(rate),
+        "frames": len(frames),
+        "width": width,
+        "height": height,
+        "frames_sha256": digest,
+    }
+    told = {"mav_run": 1, **run, **facts}
+    text = json.dumps(told, ensure_ascii=True, default=str)
+    title = str(run.get("prompt") or run.get("kind") or "mav")
+    # Control characters and lone surrogates cannot be stored in a title.
+    title = title.encode("utf-8", "replace").decode().replace("\0", " ").strip() or "mav"
+    written = write_video(
+        target.video,
+        _each(frames),
+        fps=rate,
+        codec=output.codec,
+        crf=output.crf,
+        metadata={"mav_run": text, "title": title[:200]},
+        overwrite=force,
+    )
+    if target.sheet is not None:
+        _write_sheet(target.sheet, frames, fps=float(rate), force=force)
+    _write_text(
+        target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
+    )
+    return Written(target, written.frames, width, height, float(rate), digest)
+
+
+def write_base_sheet(target: Target, frames: Frames, *, fps: float) -> Path:
+    """The key frames as a picture, drawn before super-resolution begins; replaces an older one."""
+    write_png(target.base_sheet, contact_sheet(frames, fps=fps), overwrite=True)
+    return target.base_sheet
+
+
+def _write_sheet(path: Path, frames: Frames | Sequence[Frames], *, fps: float, force: bool) -> None:
+    count = len(frames)
+    shown = sorted({round(i * (count - 1) / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)})
+    pictures = np.stack([frames[i] for i in shown])
+    labels = [f"{i / fps:.2f} s" for i in shown]
+    write_png(path, contact_sheet(pictures, labels=labels), overwrite=force)
+
+
+def _each(frames: Frames | Sequence[Frames]) -> Any:
+    return (frames[i] for i in range(len(frames)))
+
+
+def _prepare_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    if not os.access(folder, os.W_OK):
+        raise DiskError(f"`{folder}` cannot be written to", hint="choose another folder with -o")
+
+
+def _write_text(path: Path, text: str, *, force: bool) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists() and not force:
+            raise DiskError(f"`{path}` exists", hint="--force overwrites it, -o chooses another name")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""Which frames go through a network together. Plain arithmetic on frame numbers; no tensors.
+
+↑F was trained on windows of 16 frames, SR_l^t on clips of 16: longer videos are cut so that the networks always see the
+length they know, and so that the cuts do not show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames `start` to `start + length`, of which those from `first` to `last` (excluded) are taken from it."""
+
+    start: int
+    length: int
+    first: int
+    last: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+def key_windows(keys: int, *, skip: int, length: int) -> list[Window]:
+    """Windows that fill the gaps between `keys` frames which stand `skip` apart: each starts on a key frame.
+
+    Neighbours share one key frame: 16 keys, 5 apart, make five windows of 16 and 76 frames. The last window is moved
+    back so that it is full; where that is impossible it reaches beyond the last key, and what is beyond is not taken.
+    """
+    if keys < 2 or not 1 <= skip < length:
+        raise ValueError(f"{keys} key frames, {skip} apart, for windows of {length}")
+    total = (keys - 1) * skip + 1
+    span = (length - 1) // skip * skip
+    latest = max(0, -(-(total - length) // skip) * skip)
+    windows: list[Window] = []
+    done = 0
+    while done < total:
+        start = min(max(0, done - 1), latest)
+        last = min(total, start + span + 1)
+        windows.append(Window(start, length, done, last))
+        done = last
+    return windows
+
+
+def halo_windows(total: int, *, length: int) -> list[Window]:
+    """Windows of `length` frames over `total`; a frame is taken where it has neighbours on both sides.
+
+    A fifth of a window on each side is only seen, not taken. With fewer frames than `length` there is one window.
+    """
+    if total <= length:
+        return [Window(0, total, 0, total)]
+    halo = length // 5
+    windows: list[Window] = []
+    done = 0
+    while done < total:
+        start = min(max(0, done - halo), total - length)
+        last = total if start + length == total else start + length - halo
+        windows.append(Window(start, length, done, last))
+        done = last
+    return windows
+
+
+def sliding_windows(known: int, new: int, *, length: int) -> list[tuple[int, int]]:
+    """(known, new) frames of each window that extends a clip of `known` frames by `new`: half of a window is known."""
+    windows: list[tuple[int, int]] = []
+    while new > 0:
+        given = min(known, length // 2)
+        made = min(new, length - given)
+        windows.append((given, made))
+        known, new = known + made, new - made
+    return windows
