@@ -35,7 +35,9 @@ class ClipSpec(Spec):
     vocabulary: tuple[str, ...] | None = Field(
         None, description="the words the text tower knows; null for CLIP's whole byte-pair vocabulary"
     )
-    pretrained: str | None = Field(None, description="an open_clip model name (`ViT-L-14`); the sizes above are then its own")
+    pretrained: str | None = Field(
+        None, description="an open_clip model name (`ViT-L-14`); the sizes above are then its own"
+    )
 
 
 class PriorSpec(Spec):
@@ -58,15 +60,23 @@ class UNetSpec(Spec):
     """
 
     image_size: int = Field(64, ge=1)
-    in_channels: int = Field(3, ge=1, description="channels of the noised picture, before what is concatenated")
+    in_channels: int = Field(
+        3, ge=1, description="channels of the noised picture, before what is concatenated"
+    )
     out_channels: int = Field(3, ge=1, description="3, or 6 with a learned variance range")
-    low_res_channels: int = Field(0, ge=0, description="3 for super-resolution: the upsampled low-res picture")
-    mask_channels: int = Field(0, ge=0, description="4 for frame interpolation: masked RGB and the mask (section 3.3)")
+    low_res_channels: int = Field(
+        0, ge=0, description="3 for super-resolution: the upsampled low-res picture"
+    )
+    mask_channels: int = Field(
+        0, ge=0, description="4 for frame interpolation: masked RGB and the mask (section 3.3)"
+    )
     patch: int = Field(1, description="pixel-unshuffle factor of the stem; 1 is ADM's own stem")
     model_channels: int = Field(320, ge=1)
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     num_res_blocks: int | tuple[int, ...] = 3
-    attention_resolutions: tuple[int, ...] = Field((32, 16, 8), description="sides of the feature maps that get attention")
+    attention_resolutions: tuple[int, ...] = Field(
+        (32, 16, 8), description="sides of the feature maps that get attention"
+    )
     mid_attention: bool = True
     num_heads: int | None = Field(None, description="heads of every attention; or give `num_head_channels`")
     num_head_channels: int | None = Field(64, description="channels of a head; wins over `num_heads`")
@@ -79,16 +89,24 @@ class UNetSpec(Spec):
     time_embed_dim: int | None = Field(None, description="null for 4 x model_channels")
     num_classes: int | None = Field(None, description="class-conditional ADM")
     noise_level: bool = Field(False, description="embed the augmentation level of the low-res picture")
-    clip_dim: int | None = Field(None, description="CLIP image embedding: added to the time embedding and as tokens")
+    clip_dim: int | None = Field(
+        None, description="CLIP image embedding: added to the time embedding and as tokens"
+    )
     clip_tokens: int = Field(4, ge=0, description="extra context tokens made from the CLIP embedding")
-    context_dim: int | None = Field(None, description="width of the context tokens; null without cross attention")
-    text: Literal["none", "clip", "glide"] = Field("none", description="text branch: Karlo's, or GLIDE's own transformer")
+    context_dim: int | None = Field(
+        None, description="width of the context tokens; null without cross attention"
+    )
+    text: Literal["none", "clip", "glide"] = Field(
+        "none", description="text branch: Karlo's, or GLIDE's own transformer"
+    )
     text_dim: int = Field(768, ge=1, description="width of CLIP's text states (`clip`)")
     text_context: int = Field(77, ge=1)
     text_layers: int = Field(16, ge=1, description="GLIDE's transformer")
     text_heads: int = Field(8, ge=1)
     text_vocabulary: int = Field(50257, ge=1)
-    low_res_residual: bool = Field(False, description="the output is added to the upsampled low-res picture (x0 only)")
+    low_res_residual: bool = Field(
+        False, description="the output is added to the upsampled low-res picture (x0 only)"
+    )
     temporal: Literal["none", "p3d"] = Field("none", description="pseudo-3-D layers of section 3.2")
     temporal_position: Literal["none", "rope", "relbias"] = "rope"
     temporal_kernel: int = Field(3, ge=1)
@@ -99,7 +117,9 @@ class UNetSpec(Spec):
         if self.patch not in (1, 2, 4, 8):
             raise ValueError(f"patch must be 1, 2, 4 or 8, not {self.patch}")
         if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != len(self.channel_mult):
-            raise ValueError(f"num_res_blocks has {len(self.num_res_blocks)} entries for {len(self.channel_mult)} levels")
+            raise ValueError(
+                f"num_res_blocks has {len(self.num_res_blocks)} entries for {len(self.channel_mult)} levels"
+            )
         if self.num_heads is None and self.num_head_channels is None:
             raise ValueError("give num_heads or num_head_channels")
         if self.clip_tokens and self.clip_dim and self.context_dim is None:
@@ -145,6 +165,10 @@ class SamplerSpec(Spec):
     name: Literal["ddpm", "ddim", "dpm++2m"] = "ddim"
     steps: int = Field(50, ge=1, description="network calls per sample, before guidance doubles them")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's: 0 is deterministic, 1 is DDPM-like")
-    spacing: Literal["linspace", "trailing", "leading"] = Field("linspace", description="how the steps are picked out of T")
+    spacing: Literal["linspace", "trailing", "leading"] = Field(
+        "linspace", description="how the steps are picked out of T"
+    )
     guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is off")
-    clip_x0: float | None = Field(1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never")
+    clip_x0: float | None = Field(
+        1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never"
+    )

@@ -60,11 +60,17 @@ def train_stage(
             needed = [*known.parents, *(["clip"] if known.needs_clip else [])]
             for parent in needed:
                 found = parent_path(loaded.recipe, parent)
-                console.result(f"starts from {parent}: {found or 'missing, `mav train-stage ' + parent + '` first'}")
-            console.result(f"{config.steps} steps of {config.batch_size}, writes {trained_path(loaded.recipe, stage)}")
+                console.result(
+                    f"starts from {parent}: {found or 'missing, `mav train-stage ' + parent + '` first'}"
+                )
+            console.result(
+                f"{config.steps} steps of {config.batch_size}, writes {trained_path(loaded.recipe, stage)}"
+            )
             for line in describe(resolved):
                 console.result(line)
-            console.result_object({"stage": stage, "steps": config.steps, "training": config.model_dump(mode="json")})
+            console.result_object(
+                {"stage": stage, "steps": config.steps, "training": config.model_dump(mode="json")}
+            )
             return
         if resolved.backend == "multi-gpu":
             console.warning("training runs on one device; several devices come with a later version")

@@ -23,7 +23,9 @@ def build_network(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
     return Prior(spec) if isinstance(spec, PriorSpec) else UNet(spec)
 
 
-def load_network(spec: ClipSpec | PriorSpec | UNetSpec, path: Path, *, role: str | tuple[str, ...]) -> nn.Module:
+def load_network(
+    spec: ClipSpec | PriorSpec | UNetSpec, path: Path, *, role: str | tuple[str, ...]
+) -> nn.Module:
     """The network of `spec` with the weights of `path`, in float32, ready for sampling.
 
     Raises WeightsError when the file is missing, of another stage or of another network.
@@ -35,7 +37,9 @@ def load_network(spec: ClipSpec | PriorSpec | UNetSpec, path: Path, *, role: str
     wanted, found = set(network.state_dict()), set(tensors)
     if wanted != found:
         odd = sorted(wanted ^ found)
-        raise WeightsError(f"{path} does not fit its own description: {len(odd)} tensors differ, the first is `{odd[0]}`")
+        raise WeightsError(
+            f"{path} does not fit its own description: {len(odd)} tensors differ, the first is `{odd[0]}`"
+        )
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(floats, assign=True)
     return network.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -412,22 +412,20 @@ class Cascade:
             )
             out[row, first:last] = x0[0]
 
+        def whole(row: int, chunk: int) -> None:
+            run(chunk, row, 0, video.shape[1])
+
+        def rest(row: int, chunk: int) -> None:
+            while done[row] < video.shape[1]:
+                last = min(done[row] + chunk, video.shape[1])
+                run(chunk, row, done[row], last)
+                done[row] = last
+
+        done = [0] * len(video)
         for row in range(len(video)):
-            if together:
-                self._shrinking(
-                    lambda n, r=row: run(n, r, 0, video.shape[1]), part.chunk, what="frames of SR_l^t"
-                )  # type: ignore[misc]
-                continue
-            done = 0
-
-            def rest(chunk: int, row: int = row) -> None:
-                nonlocal done
-                while done < video.shape[1]:
-                    last = min(done + chunk, video.shape[1])
-                    run(chunk, row, done, last)
-                    done = last
-
-            self._shrinking(rest, part.chunk, what=f"frames of {PIECES[piece]}")
+            self._shrinking(
+                partial(whole if together else rest, row), part.chunk, what=f"frames of {PIECES[piece]}"
+            )
         return out
 
     # -- what all stages share ----------------------------------------------------------------------------------------
@@ -555,7 +553,7 @@ class Cascade:
         else:
             network = load_network(part.spec, part.path, role=part.role)
         if isinstance(network, UNet):
-            return network.to(self.backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+            return network.to(self.backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.backend.device)
 
     def _shrinking(self, run: Callable[[int], None], at_once: int, *, what: str) -> None:

@@ -63,9 +63,7 @@ class Written:
     frames_sha256: str
 
 
-def choose_target(
-    out: Path | None, output: Output, *, stem: str, several: bool = False, force: bool = False
-) -> Target:
+def choose_target(out: Path | None, output: Output, *, stem: str, several: bool = False) -> Target:
     """Where a result goes: `out` as a file, `stem` in `out` as a folder, or `stem` in the recipe's folder.
 
     A name with a video's suffix is a file. Raises UsageError for another suffix or one file for several results, DiskError

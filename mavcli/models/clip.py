@@ -47,7 +47,9 @@ class Clip(nn.Module):
         import open_clip  # five seconds: only when a network is built
         from open_clip.model import CLIP
 
-        self.tokens = WordTokenizer(spec.vocabulary, spec.text_context) if spec.vocabulary is not None else None
+        self.tokens = (
+            WordTokenizer(spec.vocabulary, spec.text_context) if spec.vocabulary is not None else None
+        )
         self._bpe = None if self.tokens else open_clip.get_tokenizer(spec.pretrained or "ViT-B-32")
         if spec.pretrained is not None:
             config = dict(open_clip.get_model_config(spec.pretrained) or {})
@@ -83,7 +85,9 @@ class Clip(nn.Module):
         size = self.spec.image_size if self.spec.pretrained is None else self.towers.visual.image_size
         size = size if isinstance(size, int) else size[0]
         if x.shape[-2:] != (size, size):
-            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(
+                -1, 1
+            )
         mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
         x = ((x + 1) / 2 - mean) / std
         return F.normalize(self.towers.visual(x).float(), dim=-1)
@@ -105,7 +109,12 @@ def _config(spec: ClipSpec, vocabulary: int) -> dict[str, Any]:
         "heads": spec.text_heads,
         "layers": spec.text_layers,
     }
-    return {"embed_dim": spec.embed_dim, "vision_cfg": vision, "text_cfg": text, "quick_gelu": spec.quick_gelu}
+    return {
+        "embed_dim": spec.embed_dim,
+        "vision_cfg": vision,
+        "text_cfg": text,
+        "quick_gelu": spec.quick_gelu,
+    }
 
 
 class WordTokenizer:
@@ -130,7 +139,10 @@ class WordTokenizer:
 
     def unknown(self, text: str) -> list[UnknownWord]:
         seen = dict.fromkeys(word for word in words_of(text) if word not in self.ids)
-        return [UnknownWord(w, tuple(difflib.get_close_matches(w, self.vocabulary, n=3, cutoff=0.6))) for w in seen]
+        return [
+            UnknownWord(w, tuple(difflib.get_close_matches(w, self.vocabulary, n=3, cutoff=0.6)))
+            for w in seen
+        ]
 
 
 def words_of(text: str) -> list[str]:

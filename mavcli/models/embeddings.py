@@ -17,10 +17,17 @@ from torch import Tensor, nn
 def sinusoid(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding as in guided-diffusion: cosines, then sines. values (b,) -> (b, width) float32."""
     half = width // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half
+    )
     angles = values.float()[:, None] * frequencies
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return nn.functional.pad(embedding, (0, width % 2))
+
+
+def weight_dtype(module: nn.Module) -> torch.dtype:
+    """The type of a module's parameters."""
+    return next(module.parameters()).dtype
 
 
 class FpsEmbedding(nn.Module):
@@ -33,7 +40,7 @@ class FpsEmbedding(nn.Module):
 
     def forward(self, fps: Tensor) -> Tensor:
         embedding = sinusoid(100.0 * fps.float().log(), self.width)
-        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+        return self.mlp(embedding.to(weight_dtype(self.mlp)))
 
 
 @dataclass(frozen=True)
@@ -90,4 +97,6 @@ class Condition:
         return Condition(**merged)
 
     def to(self, device: torch.device | str) -> Condition:
-        return Condition(**{f.name: None if (v := getattr(self, f.name)) is None else v.to(device) for f in fields(self)})
+        return Condition(
+            **{f.name: None if (v := getattr(self, f.name)) is None else v.to(device) for f in fields(self)}
+        )

@@ -15,15 +15,22 @@ from torch.nn import functional as F
 class GroupNorm(nn.GroupNorm):
     """GroupNorm over (n, c, h, w), optionally modulated per sample and followed by an activation."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        activation: str | None = None,
     ) -> Tensor:
         """x (n, c, h, w); scale and shift (n, c) modulate the normalised x as `x * (1 + scale) + shift`.
 
         `activation` is None, "silu" or "gelu".
         """
         if x.device.type == "cpu" and activation != "gelu":
-            return _NormAct.apply(x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, activation == "silu")
+            return _NormAct.apply(
+                x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, activation == "silu"
+            )
         h = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         if scale is not None and shift is not None:
             h = h * (1 + scale[:, :, None, None]).to(h.dtype) + shift[:, :, None, None].to(h.dtype)
@@ -49,11 +56,12 @@ class _NormAct(torch.autograd.Function):
     ) -> Tensor:
         n, c, h, w = x.shape
         y, mean, rstd = torch.native_group_norm(x, None, None, n, c, h * w, groups, eps)
-        mean_c = mean.float().repeat_interleave(c // groups, dim=1)
-        rstd_c = rstd.float().repeat_interleave(c // groups, dim=1)
-        gain, offset = weight.float().expand(n, c), bias.float().expand(n, c)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean_c = mean.to(wide).repeat_interleave(c // groups, dim=1)
+        rstd_c = rstd.to(wide).repeat_interleave(c // groups, dim=1)
+        gain, offset = weight.to(wide).expand(n, c), bias.to(wide).expand(n, c)
         if scale is not None and shift is not None:
-            gain, offset = gain * (1 + scale.float()), offset * (1 + scale.float()) + shift.float()
+            gain, offset = gain * (1 + scale.to(wide)), offset * (1 + scale.to(wide)) + shift.to(wide)
         y.mul_(gain[:, :, None, None].to(y.dtype)).add_(offset[:, :, None, None].to(y.dtype))
         ctx.groups, ctx.silu, ctx.modulated = groups, silu, scale is not None
         ctx.save_for_backward(x, weight, bias, scale, mean_c, rstd_c, gain, offset)
@@ -70,19 +78,21 @@ class _NormAct(torch.autograd.Function):
             b = (offset - gain * rstd * mean)[:, :, None, None].to(dtype)
             z = torch.addcmul(b, x, a)
             dy = torch.ops.aten.silu_backward(dy, z)
-        # Sums over space in float32; everything after is (n, c) arithmetic until the last line.
-        db = dy.sum((2, 3), dtype=torch.float32)
-        dx_sum = (dy * x).sum((2, 3), dtype=torch.float32)
+        # Sums over space in float32 at least; everything after is (n, c) arithmetic until the last line.
+        db = dy.sum((2, 3), dtype=gain.dtype)
+        dx_sum = (dy * x).sum((2, 3), dtype=gain.dtype)
         dxhat = rstd * (dx_sum - mean * db)  # sum of dy * xhat
         size = c // ctx.groups * h * w
         mean_dy = (gain * db).view(n, ctx.groups, -1).sum(2).div(size).repeat_interleave(c // ctx.groups, 1)
-        mean_dxhat = (gain * dxhat).view(n, ctx.groups, -1).sum(2).div(size).repeat_interleave(c // ctx.groups, 1)
+        mean_dxhat = (
+            (gain * dxhat).view(n, ctx.groups, -1).sum(2).div(size).repeat_interleave(c // ctx.groups, 1)
+        )
         by_dy = (gain * rstd)[:, :, None, None].to(dtype)
         by_x = (-rstd * rstd * mean_dxhat)[:, :, None, None].to(dtype)
         rest = (rstd * (rstd * mean * mean_dxhat - mean_dy))[:, :, None, None].to(dtype)
         dx = torch.addcmul(rest, dy, by_dy).addcmul_(x, by_x)
         if ctx.modulated:
-            modulation = 1 + scale.float()
+            modulation = 1 + scale.to(gain.dtype)
             dweight, dbias = (dxhat * modulation).sum(0), (db * modulation).sum(0)
             dscale = (weight * dxhat + bias * db).to(scale.dtype)
             dshift = db.to(scale.dtype)

@@ -103,6 +103,8 @@ class Prior(nn.Module):
         causal = torch.full((length, length), float("-inf"), device=x.device).triu_(1)
         visible = torch.cat([mask, mask.new_ones(len(x), 4)], dim=1)
         # A padded token may see itself only: a row of -inf alone would be nan.
-        scores = (causal + padding_mask(visible)).masked_fill_(torch.eye(length, dtype=torch.bool, device=x.device), 0.0)
+        scores = (causal + padding_mask(visible)).masked_fill_(
+            torch.eye(length, dtype=torch.bool, device=x.device), 0.0
+        )
         h = self.transformer(sequence + self.positional_embedding, scores.to(dtype))
         return self.out_proj(self.final_ln(h[:, -1])).to(x.dtype)

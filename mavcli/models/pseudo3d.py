@@ -23,16 +23,24 @@ class PseudoConv3d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, temporal_kernel: int | None
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        temporal_kernel: int | None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
         self.temporal: nn.Conv1d | None = None
         if temporal_kernel is not None:
-            self.temporal = nn.Conv1d(out_channels, out_channels, temporal_kernel, padding=temporal_kernel // 2)
+            self.temporal = nn.Conv1d(
+                out_channels, out_channels, temporal_kernel, padding=temporal_kernel // 2
+            )
             nn.init.dirac_(self.temporal.weight)
             nn.init.zeros_(self.temporal.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, frames: int = 1) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """x ((b f), c, h, w) -> ((b f), c', h', w')."""
         h = super().forward(x)
         if self.temporal is None or frames == 1:
@@ -112,7 +120,7 @@ class RelativeBias(nn.Module):
 
     def forward(self, frames: int) -> Tensor:
         """(1, heads, f, f)."""
-        weight = self.mlp[0].weight
+        weight = next(self.mlp.parameters())
         place = torch.arange(frames, device=weight.device, dtype=torch.float32)
         distance = place[:, None] - place
         features = torch.stack([distance / 16, distance.sign() * distance.abs().log1p()], dim=-1)

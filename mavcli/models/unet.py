@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.models.attention import attend
-from mavcli.models.embeddings import Condition, FpsEmbedding, sinusoid
+from mavcli.models.embeddings import Condition, FpsEmbedding, sinusoid, weight_dtype
 from mavcli.models.normalisation import GroupNorm
 from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, zero_linear
 from mavcli.models.transformer import Transformer, padding_mask
@@ -60,7 +60,9 @@ class UNet(nn.Module):
             if spec.clip_tokens and spec.context_dim is not None:
                 self.clip_tok_proj = nn.Linear(spec.clip_dim, spec.clip_tokens * spec.context_dim)
         if spec.text == "clip" and spec.context_dim is not None:
-            self.text_seq_proj = nn.Sequential(nn.Linear(spec.text_dim, spec.context_dim), nn.LayerNorm(spec.context_dim))
+            self.text_seq_proj = nn.Sequential(
+                nn.Linear(spec.text_dim, spec.context_dim), nn.LayerNorm(spec.context_dim)
+            )
             self.text_feat_proj = nn.Linear(spec.text_dim, emb)
         if spec.text == "glide" and spec.context_dim is not None:
             self.token_embedding = nn.Embedding(spec.text_vocabulary, spec.context_dim)
@@ -71,7 +73,11 @@ class UNet(nn.Module):
             self.transformer_proj = nn.Linear(spec.context_dim, emb)
 
     def _build_blocks(self, spec: UNetSpec, emb: int) -> None:
-        depths = spec.num_res_blocks if isinstance(spec.num_res_blocks, tuple) else (spec.num_res_blocks,) * spec.levels
+        depths = (
+            spec.num_res_blocks
+            if isinstance(spec.num_res_blocks, tuple)
+            else (spec.num_res_blocks,) * spec.levels
+        )
         temporal = spec.temporal_kernel if spec.temporal == "p3d" else None
         side = spec.image_size // spec.patch
         with_attention = {side // 2**level for level in range(spec.levels)} & set(spec.attention_resolutions)
@@ -90,7 +96,11 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage(*layers))
                 skips.append(ch)
             if level != spec.levels - 1:
-                down = ResBlock(spec, ch, ch, emb, resample="down") if spec.resblock_updown else Downsample(ch, temporal)
+                down = (
+                    ResBlock(spec, ch, ch, emb, resample="down")
+                    if spec.resblock_updown
+                    else Downsample(ch, temporal)
+                )
                 self.input_blocks.append(Stage(down))
                 skips.append(ch)
                 side //= 2
@@ -108,19 +118,19 @@ class UNet(nn.Module):
                 if side in with_attention:
                     layers.append(AttentionBlock(spec, ch, emb))
                 if level and i == depths[level]:
-                    up = ResBlock(spec, ch, ch, emb, resample="up") if spec.resblock_updown else Upsample(ch, temporal)
+                    up = (
+                        ResBlock(spec, ch, ch, emb, resample="up")
+                        if spec.resblock_updown
+                        else Upsample(ch, temporal)
+                    )
                     layers.append(up)
                     side *= 2
                 self.output_blocks.append(Stage(*layers))
 
-        self.out = nn.ModuleList(
-            [
-                GroupNorm(spec.norm_groups, first, eps=spec.norm_eps),
-                nn.Identity(),  # the activation, fused into the norm; kept for the published numbering
-                PseudoConv3d(first, spec.out_channels * spec.patch**2, 3, temporal_kernel=temporal),
-            ]
-        )
-        zero_weights(self.out[2])
+        last = PseudoConv3d(first, spec.out_channels * spec.patch**2, 3, temporal_kernel=temporal)
+        zero_weights(last)
+        # The identity is the activation, fused into the norm; it keeps the published numbering.
+        self.out = nn.ModuleList([GroupNorm(spec.norm_groups, first, eps=spec.norm_eps), nn.Identity(), last])
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """x (b, f, c, h, w), t (b,) steps of the trained process -> (b, f, out_channels, h, w) in x's dtype."""
@@ -132,7 +142,7 @@ class UNet(nn.Module):
         extra = [c for c in (condition.masked_video, condition.low_res) if c is not None]
         h = rearrange(torch.cat([x, *(c.to(x.dtype) for c in extra)], dim=2), "b f c h w -> (b f) c h w")
         h = F.pixel_unshuffle(h, self.spec.patch) if self.spec.patch > 1 else h
-        h = h.to(self.out[2].weight.dtype).contiguous(memory_format=torch.channels_last)
+        h = h.to(weight_dtype(self.out)).contiguous(memory_format=torch.channels_last)
 
         skips = []
         for block in self.input_blocks:
@@ -154,7 +164,9 @@ class UNet(nn.Module):
         if x.ndim != 5 or x.shape[2] != spec.in_channels:
             raise ValueError(f"x must be (b, f, {spec.in_channels}, h, w), not {tuple(x.shape)}")
         if x.shape[3] % spec.multiple or x.shape[4] % spec.multiple:
-            raise ValueError(f"sides must be multiples of {spec.multiple} pixels, not {x.shape[4]} x {x.shape[3]}")
+            raise ValueError(
+                f"sides must be multiples of {spec.multiple} pixels, not {x.shape[4]} x {x.shape[3]}"
+            )
         for name, channels in (("low_res", spec.low_res_channels), ("masked_video", spec.mask_channels)):
             value = getattr(condition, name)
             if bool(channels) != (value is not None):
@@ -171,14 +183,17 @@ class UNet(nn.Module):
         ):
             if getattr(condition, name) is not None and not wanted:
                 raise ValueError(f"this network has no input for `{name}`")
-        for name, wanted in (("noise_level", spec.noise_level), ("class_labels", spec.num_classes is not None)):
+        for name, wanted in (
+            ("noise_level", spec.noise_level),
+            ("class_labels", spec.num_classes is not None),
+        ):
             if wanted and getattr(condition, name) is None:
                 raise ValueError(f"this network needs `{name}`")
         if spec.fps and x.shape[1] > 1 and condition.fps is None:
             raise ValueError("this network needs `fps` for more than one frame")
 
     def _context(self, t: Tensor, condition: Condition, frames: int) -> Context:
-        spec, dtype = self.spec, self.time_embed[0].weight.dtype
+        spec, dtype = self.spec, weight_dtype(self.time_embed)
         emb = self.time_embed(sinusoid(t, spec.model_channels).to(dtype))
         tokens: list[Tensor] = []
         keep: list[Tensor] = []
@@ -245,7 +260,9 @@ class Stage(nn.ModuleList):
 class ResBlock(nn.Module):
     """ADM's residual block; both 3x3 convolutions are pseudo-3-D, and the frame rate modulates the second norm."""
 
-    def __init__(self, spec: UNetSpec, ch_in: int, ch_out: int, emb: int, *, resample: str | None = None) -> None:
+    def __init__(
+        self, spec: UNetSpec, ch_in: int, ch_out: int, emb: int, *, resample: str | None = None
+    ) -> None:
         super().__init__()
         self.activation = spec.activation
         self.scale_shift = spec.use_scale_shift_norm
@@ -256,7 +273,9 @@ class ResBlock(nn.Module):
             return GroupNorm(spec.norm_groups, channels, eps=spec.norm_eps)
 
         # Numbered as in guided-diffusion: norm, activation, (dropout,) convolution.
-        self.in_layers = nn.ModuleList([norm(ch_in), nn.Identity(), PseudoConv3d(ch_in, ch_out, 3, temporal_kernel=temporal)])
+        self.in_layers = nn.ModuleList(
+            [norm(ch_in), nn.Identity(), PseudoConv3d(ch_in, ch_out, 3, temporal_kernel=temporal)]
+        )
         activation = nn.GELU() if spec.activation == "gelu" else nn.SiLU()
         modulation = 2 * ch_out if self.scale_shift else ch_out
         self.emb_layers = nn.Sequential(activation, nn.Linear(emb, modulation))

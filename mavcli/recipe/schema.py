@@ -63,7 +63,9 @@ class InterpPart(Spec):
     """↑F. The network is the decoder's with 4 mask channels; a null network says just that."""
 
     network: UNetSpec | None = None
-    frame_skip: int = Field(5, ge=1, description="known frames are this many frames apart: 16 -> 15 * 5 + 1 = 76")
+    frame_skip: int = Field(
+        5, ge=1, description="known frames are this many frames apart: 16 -> 15 * 5 + 1 = 76"
+    )
     window: int = Field(16, ge=2, description="frames the network sees at once")
     schedule: ScheduleSpec | None = Field(None, description="null for the decoder's")
     sampler: SamplerSpec = SamplerSpec()
@@ -77,7 +79,9 @@ class SuperResPart(Spec):
     network: UNetSpec = UNetSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     sampler: SamplerSpec = SamplerSpec()
-    noise_level: float = Field(0.0, ge=0, le=1, description="augmentation of the low-res picture at sampling, share of T")
+    noise_level: float = Field(
+        0.0, ge=0, le=1, description="augmentation of the low-res picture at sampling, share of T"
+    )
     chunk: int = Field(16, ge=1, description="frames that go through the network at once")
 
 
@@ -106,7 +110,9 @@ class Data(Spec):
     world: bool = False
     image: str | None = Field(None, description="a folder of images")
     pairs: str | None = Field(None, description="a folder of images with captions (.txt, JSONL, CSV)")
-    video: str | None = Field(None, description="a folder of video files, any nesting; captions are never read")
+    video: str | None = Field(
+        None, description="a folder of video files, any nesting; captions are never read"
+    )
 
 
 class FpsCurriculum(Spec):
@@ -145,22 +151,30 @@ class StageTraining(Spec):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(32, ge=1, description="samples (clips for video stages) a step")
     lr: float = Field(1e-4, gt=0)
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: hidden matrices; the rest stays with AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: hidden matrices; the rest stays with AdamW"
+    )
     muon_lr: float = Field(0.02, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)
-    decay: float = Field(0.6, ge=0, le=1, description="last share of the steps over which the rate falls to zero")
+    decay: float = Field(
+        0.6, ge=0, le=1, description="last share of the steps over which the rate falls to zero"
+    )
     clip_grad: float = Field(1.0, gt=0)
     ema: float = Field(0.9999, ge=0, lt=1)
-    drop_condition: float = Field(0.1, ge=0, le=1, description="share of samples without their condition, for guidance")
+    drop_condition: float = Field(
+        0.1, ge=0, le=1, description="share of samples without their condition, for guidance"
+    )
     weighting: Literal["uniform", "min_snr"] = "uniform"
     snr_min: float = Field(0.0, ge=0, description="min_snr: lower clamp of the SNR weight on x0")
     snr_max: float = Field(5.0, gt=0, description="min_snr: upper clamp (gamma)")
     vlb_weight: float = Field(0.001, ge=0, description="lambda of the hybrid loss, with a learned variance")
     train: Literal["all", "temporal"] = "all"
     spatial_lr: float = Field(1.0, gt=0, description="factor on the rate of inherited layers")
-    image_batch: float = Field(0.0, ge=0, lt=1, description="share of a video stage's steps that see still images")
+    image_batch: float = Field(
+        0.0, ge=0, lt=1, description="share of a video stage's steps that see still images"
+    )
     frames: int = Field(16, ge=2)
     crop: int | None = Field(None, description="SR: train on random crops of this many pixels")
     fps: FpsCurriculum = FpsCurriculum()
@@ -204,7 +218,9 @@ class Recipe(Spec):
 
     def interp_network(self) -> UNetSpec:
         """↑F's network: the recipe's, or the decoder's widened by 4 mask channels."""
-        return self.cascade.interp.network or self.cascade.decoder.network.model_copy(update={"mask_channels": 4})
+        return self.cascade.interp.network or self.cascade.decoder.network.model_copy(
+            update={"mask_channels": 4}
+        )
 
     def interp_schedule(self) -> ScheduleSpec:
         return self.cascade.interp.schedule or self.cascade.decoder.schedule

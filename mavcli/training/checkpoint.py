@@ -48,7 +48,9 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], manifest: dict[str
     """
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
-        raise DivergedError(f"{len(bad)} tensors are not finite, the first is `{bad[0]}`; the checkpoint was not written")
+        raise DivergedError(
+            f"{len(bad)} tensors are not finite, the first is `{bad[0]}`; the checkpoint was not written"
+        )
     final = folder / f"step-{manifest['step']:07d}"
     staging = folder / f".tmp-{manifest['step']:07d}-{os.getpid()}"
     try:
@@ -56,7 +58,9 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], manifest: dict[str
         needed = int(2.2 * sum(t.numel() * t.element_size() for t in tensors.values()))
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise DiskError(f"{folder} has {free / 1e6:.0f} MB free, a checkpoint needs {needed / 1e6:.0f} MB")
+            raise DiskError(
+                f"{folder} has {free / 1e6:.0f} MB free, a checkpoint needs {needed / 1e6:.0f} MB"
+            )
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         state = staging / "state.safetensors"
@@ -82,7 +86,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], manifest: dict[str
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose hash matches, and a line for each one that had to be skipped."""
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(_folders(folder)):
         manifest = read_manifest(path)
         if manifest is not None:

@@ -70,7 +70,9 @@ class Batches(Dataset[Batch]):
         stage, config = self.stage, self.config
         size = config.crop or stage.size(self.recipe)
         rngs = [
-            batch_generator(self.recipe.train.seed, stage=stage.name, step=step, index=i, held_out=self.held_out)
+            batch_generator(
+                self.recipe.train.seed, stage=stage.name, step=step, index=i, held_out=self.held_out
+            )
             for i in range(config.batch_size)
         ]
         if stage.data == "video" and not self._is_still(step):
@@ -113,7 +115,13 @@ class Batches(Dataset[Batch]):
 
 
 def train_stage(
-    loaded: LoadedRecipe, name: str, *, backend: Backend, report: Report, fresh: bool = False, workers: int = 0
+    loaded: LoadedRecipe,
+    name: str,
+    *,
+    backend: Backend,
+    report: Report,
+    fresh: bool = False,
+    workers: int = 0,
 ) -> Trained:
     """Train stage `name` to its last step, or go on where it was stopped.
 
@@ -131,7 +139,10 @@ def train_stage(
         report.warning(line)
     remove_stale(folder)
     if fresh and any(folder.glob("step-*")):
-        raise UsageError(f"{folder} holds a run already", hint="choose another folder with `--set train.out=...`, or delete it")
+        raise UsageError(
+            f"{folder} holds a run already",
+            hint="choose another folder with `--set train.out=...`, or delete it",
+        )
     if checkpoint is not None:
         _refuse_changes(checkpoint, config, folder)
 
@@ -150,7 +161,7 @@ def train_stage(
 
     held = Batches(source, stage, recipe, held_out=True)
     batches = Batches(source, stage, recipe)
-    loader = DataLoader(batches, sampler=range(start, config.steps), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    loader = DataLoader(batches, sampler=range(start, config.steps), batch_size=None, num_workers=workers)
     report.stage(name, config.steps)
     report.advance(start)
     log = _Log(folder / "metrics.jsonl", start)
@@ -165,7 +176,12 @@ def train_stage(
             if done % config.log_every == 0 or last:
                 now = time.monotonic()
                 rate = (done - seen_at) / (now - since)
-                log.write(step=done, loss=round(trainer.smooth, 6), rate=learning_rate(step, config), steps_per_s=round(rate, 4))
+                log.write(
+                    step=done,
+                    loss=round(trainer.smooth, 6),
+                    rate=learning_rate(step, config),
+                    steps_per_s=round(rate, 4),
+                )
                 seen_at, since = done, now
             if done % config.sample_every == 0 or last:
                 _preview(trainer, held, folder / "samples" / f"{done:07d}.png")
@@ -281,7 +297,9 @@ class _Trainer:
         self.smooth = float(checkpoint.manifest["loss"])
 
 
-def _build(stage: Stage, recipe: Recipe, config: StageTraining, backend: Backend) -> tuple[Task, list[Parent]]:
+def _build(
+    stage: Stage, recipe: Recipe, config: StageTraining, backend: Backend
+) -> tuple[Task, list[Parent]]:
     """The network with its inherited weights, the frozen towers, and what they come from."""
     generator = zlib.crc32(f"{recipe.train.seed}/{stage.name}/init".encode())
     with torch.random.fork_rng(devices=[]):
@@ -317,12 +335,22 @@ def _build(stage: Stage, recipe: Recipe, config: StageTraining, backend: Backend
 
 
 def _save(
-    trainer: _Trainer, folder: Path, step: int, config: StageTraining, loaded: LoadedRecipe, parents: list[Parent]
+    trainer: _Trainer,
+    folder: Path,
+    step: int,
+    config: StageTraining,
+    loaded: LoadedRecipe,
+    parents: list[Parent],
 ) -> None:
     """A checkpoint to resume from, and the averaged weights for everyone else."""
     recipe, stage = loaded.recipe, trainer.stage
     samples = step * config.batch_size
-    manifest = {"step": step, "stage": stage.name, "loss": trainer.smooth, "training": config.model_dump(mode="json")}
+    manifest = {
+        "step": step,
+        "stage": stage.name,
+        "loss": trainer.smooth,
+        "training": config.model_dump(mode="json"),
+    }
     save_checkpoint(folder, trainer.tensors(), manifest)
     header = WeightsHeader(
         role=stage.name,
@@ -340,7 +368,9 @@ def _save(
 
 def _refuse_changes(checkpoint: Checkpoint, config: StageTraining, folder: Path) -> None:
     old, new = checkpoint.manifest["training"], config.model_dump(mode="json")
-    changed = [f"{k}: {old[k]} -> {new[k]}" for k in new if k in old and k not in FREE_KEYS and old[k] != new[k]]
+    changed = [
+        f"{k}: {old[k]} -> {new[k]}" for k in new if k in old and k not in FREE_KEYS and old[k] != new[k]
+    ]
     if changed:
         raise RecipeError(
             f"{folder} was trained with another recipe: {'; '.join(changed)}",
@@ -370,7 +400,9 @@ class _Log:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start]
+            lines = [
+                line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start
+            ]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def write(self, **values: float) -> None:

@@ -14,6 +14,7 @@ from mavcli.data.degrade import downsample, gaussian_blur, upsample
 from mavcli.diffusion.process import add_noise, training_loss
 from mavcli.diffusion.schedule import Schedule
 from mavcli.media.frames import to_float
+from mavcli.models.clip import Clip
 from mavcli.models.embeddings import Condition
 from mavcli.models.prior import Prior, PriorCondition
 from mavcli.models.unet import UNet
@@ -28,7 +29,10 @@ def clip_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
     text = network.encode_text(list(batch.captions)).embedding  # type: ignore[operator]
     logits = network.logit_scale.clamp(max=100.0) * image @ text.T  # type: ignore[operator]
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")) / 2
+    return (
+        F.cross_entropy(logits, target, reduction="none")
+        + F.cross_entropy(logits.T, target, reduction="none")
+    ) / 2
 
 
 def prior_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -42,7 +46,7 @@ def prior_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
     condition = PriorCondition(text.embedding, text.states, text.mask, keep)
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = network(x_t, t.to(task.device), condition)
-    return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
+    return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t)
 
 
 def decoder_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -58,7 +62,9 @@ def interp_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
     return _decode(task, x0, batch, generator, known=batch.known.to(task.device))
 
 
-def _decode(task: Task, x0: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None) -> Tensor:
+def _decode(
+    task: Task, x0: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None
+) -> Tensor:
     schedule = _schedule(task)
     with torch.no_grad():
         embedding = _clip(task).encode_image(x0[:, 0])
@@ -72,7 +78,7 @@ def _decode(task: Task, x0: Tensor, batch: Batch, generator: torch.Generator, *,
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = task.network(x_t, t.to(task.device), condition)
     counts = None if known is None else ~known[:, :, None, None, None]
-    return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, counts=counts, **_weights(task))
+    return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t, counts=counts)
 
 
 def super_resolution_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -84,11 +90,13 @@ def super_resolution_loss(task: Task, batch: Batch, generator: torch.Generator) 
     condition = Condition(
         low_res=low_res,
         noise_level=level.to(task.device) if _unet(task).spec.noise_level else None,
-        fps=None if batch.fps is None or not _unet(task).spec.fps or x0.shape[1] == 1 else batch.fps.to(task.device),
+        fps=None
+        if batch.fps is None or not _unet(task).spec.fps or x0.shape[1] == 1
+        else batch.fps.to(task.device),
     )
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = task.network(x_t, t.to(task.device), condition)
-    return training_loss(schedule, output, x0=x0, x_t=x_t, noise=noise, t=t, **_weights(task))
+    return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t)
 
 
 def degraded(task: Task, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -131,10 +139,32 @@ def _keep(batch: int, drop: float, generator: torch.Generator) -> Tensor:
     return torch.rand(batch, generator=generator) >= drop
 
 
-def _weights(task: Task) -> dict[str, object]:
-    c = task.config
-    weights = {"weighting": c.weighting, "snr_min": c.snr_min, "snr_max": c.snr_max, "vlb_weight": c.vlb_weight}
-    return {**weights, "channel_dim": 1 if isinstance(task.network, Prior) else 2}
+def _loss(
+    task: Task,
+    output: Tensor,
+    *,
+    x0: Tensor,
+    x_t: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The diffusion loss of each sample (b,), weighted as the stage's recipe says."""
+    config = task.config
+    return training_loss(
+        _schedule(task),
+        output,
+        x0=x0,
+        x_t=x_t,
+        noise=noise,
+        t=t,
+        weighting=config.weighting,
+        snr_min=config.snr_min,
+        snr_max=config.snr_max,
+        vlb_weight=config.vlb_weight,
+        channel_dim=1 if isinstance(task.network, Prior) else 2,
+        counts=counts,
+    )
 
 
 def _schedule(task: Task) -> Schedule:
@@ -142,7 +172,7 @@ def _schedule(task: Task) -> Schedule:
     return task.schedule
 
 
-def _clip(task: Task):  # type: ignore[no-untyped-def]
+def _clip(task: Task) -> Clip:
     assert task.clip is not None
     return task.clip
 

@@ -55,7 +55,16 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """True for the convolutions and linear maps between hidden layers: not stems, outputs, embeddings, norms, biases."""
     if parameter.ndim < 2 or parameter.flatten(1).shape[1] < 16:
         return False
-    outer = ("input_blocks.0.", "out.", "embedding", "time_embed", "fps_embed", "_emb", "emb_layers", "cf_param")
+    outer = (
+        "input_blocks.0.",
+        "out.",
+        "embedding",
+        "time_embed",
+        "fps_embed",
+        "_emb",
+        "emb_layers",
+        "cf_param",
+    )
     return not any(part in name if part != "out." else name.startswith("out.") for part in outer)
 
 
@@ -82,7 +91,9 @@ def build_optimizers(
         groups = [{"params": p, "lr": config.lr * f, "base_lr": config.lr * f} for f, p in adam.items()]
         optimizers.append(torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay))
     if muon:
-        groups = [{"params": p, "lr": config.muon_lr * f, "base_lr": config.muon_lr * f} for f, p in muon.items()]
+        groups = [
+            {"params": p, "lr": config.muon_lr * f, "base_lr": config.muon_lr * f} for f, p in muon.items()
+        ]
         optimizers.append(Muon(groups, lr=config.muon_lr))
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return optimizers, count

@@ -10,6 +10,7 @@ from mavcli.data.degrade import downsample, upsample
 from mavcli.diffusion.guidance import guided
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.models.embeddings import Condition
+from mavcli.models.unet import UNet
 from mavcli.specs import SamplerSpec
 from mavcli.training import losses
 from mavcli.training.conditioning import masked_video
@@ -36,18 +37,25 @@ def enlarged(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
     truth = losses.pictures(task, batch)
     low_res = upsample(downsample(truth, truth.shape[-1] // losses.sr_factor(task)), truth.shape[-1])
     level = torch.zeros(len(truth), device=task.device)
+    assert isinstance(task.network, UNet)
     spec = task.network.spec
     condition = Condition(
         low_res=low_res,
-        noise_level=level if spec.noise_level else None,  # type: ignore[union-attr]
-        fps=batch.fps if spec.fps and truth.shape[1] > 1 else None,  # type: ignore[union-attr]
+        noise_level=level if spec.noise_level else None,
+        fps=batch.fps if spec.fps and truth.shape[1] > 1 else None,
     )
     cascade = task.recipe.cascade
-    part = cascade.sr_h if spec.model_copy(update={"temporal": "none", "fps": False}) == cascade.sr_h.network else cascade.sr_l
+    part = (
+        cascade.sr_h
+        if spec.model_copy(update={"temporal": "none", "fps": False}) == cascade.sr_h.network
+        else cascade.sr_l
+    )
     return torch.cat([truth, low_res, _sample(task, part.sampler, truth, condition, generator)], dim=1)
 
 
-def _decode(task: Task, truth: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None) -> Tensor:
+def _decode(
+    task: Task, truth: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None
+) -> Tensor:
     assert task.clip is not None
     condition = Condition(
         image_embedding=task.clip.encode_image(truth[:, 0]),

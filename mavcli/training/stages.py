@@ -136,8 +136,3 @@ def get_stage(name: str) -> Stage:
         suggestion = f", did you mean `{near[0]}`" if near else ""
         raise UsageError(f"no stage `{name}`{suggestion}", hint=f"the stages are {', '.join(STAGES)}")
     return STAGES[name]
-
-
-def stage_network(recipe: Recipe, name: str):  # type: ignore[no-untyped-def]
-    """The spec of the network that stage `name` trains."""
-    return get_stage(name).network(recipe)

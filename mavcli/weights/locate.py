@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mavcli.errors import WeightsError
 from mavcli.recipe.schema import Recipe
 from mavcli.recipe.share import share_dir
+from mavcli.specs import UNetSpec
 from mavcli.weights.provenance import weight_files
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def inherit(network: nn.Module, tensors: dict[str, Tensor], *, source: Path) -> 
     New input channels get zero columns (invariant 3). Raises WeightsError when anything but temporal layers is missing, or
     a tensor has no place.
     """
-    import torch
-
     from mavcli.models.unet import is_temporal
 
     own = network.state_dict()
@@ -56,13 +55,36 @@ def inherit(network: nn.Module, tensors: dict[str, Tensor], *, source: Path) -> 
     if unknown or foreign:
         what = "has no place for" if unknown else "lacks"
         names = unknown or foreign
-        raise WeightsError(f"{source} {what} {len(names)} tensors, the first is `{names[0]}`: it is of another network")
+        raise WeightsError(
+            f"{source} {what} {len(names)} tensors, the first is `{names[0]}`: it is of another network"
+        )
     for name, value in tensors.items():
         target = own[name]
         if target.shape == value.shape:
             target.copy_(value)
-        elif name == "input_blocks.0.0.weight" and target.shape[1] > value.shape[1]:
-            target.copy_(torch.cat([value, value.new_zeros(target[:, value.shape[1] :].shape)], dim=1))
+        elif name == "input_blocks.0.0.weight" and (columns := _columns(network, value.shape[1])) is not None:
+            target.zero_()
+            target[:, columns] = value.to(target.dtype)
         else:
-            raise WeightsError(f"`{name}` of {source} is {tuple(value.shape)}, the network has {tuple(target.shape)}")
+            raise WeightsError(
+                f"`{name}` of {source} is {tuple(value.shape)}, the network has {tuple(target.shape)}"
+            )
     return missing
+
+
+def _columns(network: nn.Module, inherited: int) -> list[int] | None:
+    """Which input channels of a wider stem the parent's `inherited` ones are; None when none of its layouts has so many.
+
+    A stem reads x, then the mask's channels, then the low-res picture's; the parent lacks one or both of the latter.
+    """
+    spec = network.spec
+    assert isinstance(spec, UNetSpec)  # nothing else has an `input_blocks`
+    area = spec.patch**2
+    x, mask, low_res = (n * area for n in (spec.in_channels, spec.mask_channels, spec.low_res_channels))
+    places = {
+        x: range(x),
+        x + low_res: [*range(x), *range(x + mask, x + mask + low_res)],
+        x + mask: range(x + mask),
+    }
+    found = places.get(inherited)
+    return None if found is None else list(found)

@@ -120,6 +120,12 @@ def per_frame(x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tenso
     return x.flatten(0, 1)[:, None], t.repeat_interleave(frames), Condition(**fields)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Networks this small only wait for one another's threads."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=SPECS, scope="session")
 def family(request: pytest.FixtureRequest) -> Family:
     return Family(request.param, SPECS[request.param])
