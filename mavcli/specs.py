@@ -92,6 +92,11 @@ class UNetSpec(Spec):
     clip_dim: int | None = Field(
         None, description="CLIP image embedding: added to the time embedding and as tokens"
     )
+    clip_scale: float = Field(
+        1.0,
+        gt=0,
+        description="the CLIP embedding times this goes in; sqrt(clip_dim) makes a unit norm unit variance",
+    )
     clip_tokens: int = Field(4, ge=0, description="extra context tokens made from the CLIP embedding")
     context_dim: int | None = Field(
         None, description="width of the context tokens; null without cross attention"

@@ -12,3 +12,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe file of a whole tiny family, with weights in which every layer has something to say."""
+    from tiny_family import write_family
+
+    return write_family(tmp_path_factory.mktemp("tiny"))

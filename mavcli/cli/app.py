@@ -37,7 +37,19 @@ _MAKE, _TRAIN, _LOOK = "Make video", "Train and measure", "Look and prepare"
 
 # One line a command, in the order of `mav --help`. A command stands here when it works.
 VERBS = (
+    Verb(_MAKE, "generate", "mavcli.cli.generate", "generate", "Make a video from a text."),
+    Verb(_MAKE, "animate", "mavcli.cli.animate", "animate", "Make a picture move."),
+    Verb(
+        _MAKE,
+        "interpolate",
+        "mavcli.cli.interpolate",
+        "interpolate",
+        "Join pictures, or raise a clip's frame rate.",
+    ),
+    Verb(_MAKE, "extrapolate", "mavcli.cli.extrapolate", "extrapolate", "Make a clip longer."),
+    Verb(_MAKE, "vary", "mavcli.cli.vary", "vary", "Make another video that means the same."),
     Verb(_TRAIN, "train-stage", "mavcli.cli.train_stage", "train_stage", "Train one stage on your own data."),
+    Verb(_TRAIN, "eval", "mavcli.cli.eval", "app", "Measure what a family makes."),
     Verb(_LOOK, "recipe", "mavcli.cli.recipe", "app", "List, show, copy and check recipes."),
     Verb(
         _LOOK,

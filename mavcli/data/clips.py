@@ -6,9 +6,10 @@ source frame of where it should be. Nothing is padded or repeated to make a clip
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,13 @@ class VideoFolder:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def only(self, clips: Iterable[int]) -> VideoFolder:
+        """The same folder with some of its files, and counts and a cache of its own."""
+        part = copy.copy(self)
+        part.sources = [self.sources[i] for i in clips]
+        part.redrawn, part._cache = Counter(), OrderedDict()
+        return part
 
     @property
     def used(self) -> str:

@@ -41,6 +41,10 @@ class Source(Protocol):
         """A clip without any words."""
         ...
 
+    def held_out(self) -> Source:
+        """The source of samples for the held-out loss, which training never draws."""
+        ...
+
     def describe(self) -> str:
         """One line for the terminal: what there is to draw from."""
         ...
@@ -60,6 +64,10 @@ class WorldSource:
         scene = world.draw_scene(rng, video=True)
         start = float(rng.uniform(0.0, 1.0))
         return DrawnClip(world.render_clip(scene, fps=fps, frames=frames, size=size, start=start), fps)
+
+    def held_out(self) -> WorldSource:
+        """Itself: a world without end has no files to set aside, held-out samples have generators of their own."""
+        return self
 
     def describe(self) -> str:
         return f"the rendered pocket world: {len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"

@@ -5,10 +5,11 @@ h w pixels, uint8. Captions stand in a `.txt` beside each image or in one JSONL 
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,12 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def only(self, images: Iterable[int]) -> ImageFolder:
+        """The same folder with some of its images."""
+        part = copy.copy(self)
+        part.paths = [self.paths[i] for i in images]
+        return part
+
     @property
     def used(self) -> str:
         """`used 40 of 42 images: 2 x ...`, for the command line."""
@@ -90,6 +97,12 @@ class PairFolder:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def only(self, pairs: Iterable[int]) -> PairFolder:
+        """The same folder with some of its pairs."""
+        part = copy.copy(self)
+        part.pairs = [self.pairs[i] for i in pairs]
+        return part
 
     @property
     def used(self) -> str:

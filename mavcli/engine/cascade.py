@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -109,11 +108,14 @@ class Cascade:
         """
         part = self.parts.prior
         settings = {"prompts": list(prompts), "prior": part.model_dump(mode="json")}
-        return self._kept("prior", ("clip", "prior"), settings, draws, lambda: self._prior(prompts, draws))
+        cost = self.cost_of_prior(len(prompts))
+        return self._kept(
+            "prior", ("prior", "clip"), cost, settings, draws, lambda: self._prior(prompts, draws)
+        )
 
     def _prior(self, prompts: Sequence[str], draws: Sequence[Draw]) -> Tensor:
         part = self.parts.prior
-        with self._stage("prior", self.cost_of_prior(len(prompts))), self._autocast():
+        with self._autocast():
             text = self.clip().encode_text(list(prompts))
             prior = self._load("prior")
             assert isinstance(prior, Prior)
@@ -163,26 +165,22 @@ class Cascade:
         settings = {"embedding": embedding, "fps": rate, "decoder": part.model_dump(mode="json")}
 
         def run() -> Tensor:
-            with self._stage("decoder_t", self.cost_of_decoder(len(draws))):
-                network = self._unet("decoder_t")
-                shape = (3, self.size, self.size)
-                rows = [(draw, range(part.frames)) for draw in draws]
-                # An ↑F that knows no frame is D^t.
-                nothing = (
-                    torch.zeros(len(draws), part.frames, 4, *shape[1:])
-                    if network.spec.mask_channels
-                    else None
-                )
-                condition = self._condition(network.spec, embedding=embedding, fps=rate, masked=nothing)
-                return self._sample(
-                    network,
-                    condition,
-                    lambda step: self._on_device(video_noise(shape, rows, stage="decoder_t", step=step)),
-                    sampler=part.sampler,
-                    schedule=part.schedule,
-                )
+            network = self._unet("decoder_t")
+            shape = (3, self.size, self.size)
+            rows = [(draw, range(part.frames)) for draw in draws]
+            # An ↑F that knows no frame is D^t.
+            nothing = (
+                torch.zeros(len(draws), part.frames, 4, *shape[1:]) if network.spec.mask_channels else None
+            )
+            return self._sample(
+                network,
+                self._condition(network.spec, embedding=embedding, fps=rate, masked=nothing),
+                lambda step: self._on_device(video_noise(shape, rows, stage="decoder_t", step=step)),
+                sampler=part.sampler,
+                schedule=part.schedule,
+            )
 
-        return self._kept("decoder_t", ("decoder_t",), settings, draws, run)
+        return self._kept("decoder_t", ("decoder_t",), self.cost_of_decoder(len(draws)), settings, draws, run)
 
     # -- ↑F -------------------------------------------------------------------------------------------------------------
 
@@ -215,12 +213,12 @@ class Cascade:
             video[:, ::skip] = keys
             known = torch.zeros(total, dtype=torch.bool)
             known[::skip] = True
-            with self._stage("interp", self.cost_of_windows(len(windows) * len(draws))):
-                self._fill_windows(video, known, windows, draws, rate)
+            self._fill_windows(video, known, windows, draws, rate)
             video[:, ::skip] = keys
             return video
 
-        return self._kept("interp", ("clip", "interp"), settings, draws, run)
+        cost = self.cost_of_windows(len(windows) * len(draws))
+        return self._kept("interp", ("interp", "clip"), cost, settings, draws, run)
 
     def animate(self, image: Tensor, draws: Sequence[Draw], *, fps: float) -> Tensor:
         """↑F with frame 0 known and the rest masked: (b, 3, s, s) -> key frames (b, 16, 3, s, s) of a video at `fps`."""
@@ -258,30 +256,29 @@ class Cascade:
 
         def run() -> Tensor:
             grown, first = video, 0  # `first`: number of the first frame, negative before the given ones
-            with self._stage("interp", self.cost_of_windows(len(slides) * len(draws))):
-                network = self._unet("interp")
-                for sign, given, made in slides:
-                    hidden = video.new_zeros(len(video), self.window - given, *video.shape[2:])
-                    if sign > 0:
-                        start = first + grown.shape[1] - given
-                        window = torch.cat([grown[:, -given:], hidden], dim=1)
-                    else:
-                        start = first + given - self.window
-                        window = torch.cat([hidden, grown[:, :given]], dim=1)
-                    known = torch.arange(self.window) < given
-                    known = known if sign > 0 else known.flip(0)
-                    numbers = range(start, start + self.window)
-                    out = self._fill(network, window, known, [(d, numbers) for d in draws], rate)
-                    if sign > 0:
-                        grown = torch.cat([grown, out[:, given : given + made]], dim=1)
-                    else:
-                        end = self.window - given
-                        grown = torch.cat([out[:, end - made : end], grown], dim=1)
-                        first -= made
-            new = [grown[:, :before], grown[:, grown.shape[1] - after :]]
-            return torch.cat(new, dim=1)
+            network = self._unet("interp")
+            for sign, given, made in slides:
+                hidden = video.new_zeros(len(video), self.window - given, *video.shape[2:])
+                if sign > 0:
+                    start = first + grown.shape[1] - given
+                    window = torch.cat([grown[:, -given:], hidden], dim=1)
+                else:
+                    start = first + given - self.window
+                    window = torch.cat([hidden, grown[:, :given]], dim=1)
+                known = torch.arange(self.window) < given
+                known = known if sign > 0 else known.flip(0)
+                numbers = range(start, start + self.window)
+                out = self._fill(network, window, known, [(d, numbers) for d in draws], rate)
+                if sign > 0:
+                    grown = torch.cat([grown, out[:, given : given + made]], dim=1)
+                else:
+                    end = self.window - given
+                    grown = torch.cat([out[:, end - made : end], grown], dim=1)
+                    first -= made
+            return torch.cat([grown[:, :before], grown[:, grown.shape[1] - after :]], dim=1)
 
-        made = self._kept("extrapolate", ("clip", "interp"), settings, draws, run)
+        cost = self.cost_of_windows(len(slides) * len(draws))
+        made = self._kept("extrapolate", ("interp", "clip"), cost, settings, draws, run)
         return torch.cat([made[:, :before], video, made[:, before:]], dim=1)
 
     def _fill_windows(
@@ -368,11 +365,10 @@ class Cascade:
         rate = self._told_fps(fps) if spec.fps and fps is not None else None
         settings = {"video": video, "fps": rate, piece: part.model_dump(mode="json")}
 
-        def run() -> Tensor:
-            with self._stage(piece, self.cost_of_super(piece, video.shape[1]) * len(video)):
-                return self._enlarge(piece, part, video, draws, rate)
-
-        return self._kept(piece, (piece,), settings, draws, run)
+        cost = self.cost_of_super(piece, video.shape[1]) * len(video)
+        return self._kept(
+            piece, (piece,), cost, settings, draws, lambda: self._enlarge(piece, part, video, draws, rate)
+        )
 
     def _enlarge(
         self, piece: Piece, part: SuperResPart, video: Tensor, draws: Sequence[Draw], fps: float | None
@@ -489,14 +485,18 @@ class Cascade:
         self,
         stage: str,
         pieces: tuple[Piece, ...],
+        cost: float,
         settings: Mapping[str, Any],
         draws: Sequence[Draw],
         make: Callable[[], Tensor],
     ) -> Tensor:
-        """What `make` returns, or returned in an earlier run with the same settings, weights, input and seed."""
-        random = any(self.family.parts[piece].path is None for piece in pieces)
-        if self.work is None or random:
-            return make()
+        """What `make` returns, or returned in an earlier run with the same settings, weights, input and seed.
+
+        The first of `pieces` is at work, the others help it.
+        """
+        if self.work is None or any(self.family.parts[piece].path is None for piece in pieces):
+            with self._stage(pieces[0], cost):
+                return make()
         key = content_key(
             {
                 "stage": stage,
@@ -508,10 +508,12 @@ class Cascade:
         )
         found = self.work.get(key)
         if found is not None:
-            name = "the extension" if stage == "extrapolate" else PIECES[stage]  # type: ignore[index]
-            self.report.message(f"reused what {name} made in an earlier run")
+            self.report.stage(PIECES[pieces[0]], cost)
+            self.report.advance(cost)
+            self.report.message(f"{PIECES[pieces[0]]}: reused from an earlier run")
             return _unpacked(found)
-        made = make()
+        with self._stage(pieces[0], cost):
+            made = make()
         self.work.put(key, _packed(made))
         return made
 
@@ -709,8 +711,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def seconds_to_frames(seconds: float, fps: float) -> int:
-    """The number of frames that lasts `seconds`, at least one."""
-    return max(1, math.floor(seconds * fps + 0.5))

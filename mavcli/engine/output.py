@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,13 @@ def slug(text: str, *, limit: int = 60) -> str:
 
 def run_key(run: Mapping[str, Any]) -> str:
     """What tells two runs apart: everything that determines the frames, but not the place or the time."""
-    told = ("kind", "prompt", "options", "inputs", "seed", "sample", "device", "dtype", "cascade")
-    weights = {name: part["sha256"] for name, part in run["weights"].items()}
-    text = json.dumps(
-        {"weights": weights, **{name: run.get(name) for name in told}}, sort_keys=True, default=str
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    told = {
+        name: run.get(name) for name in ("kind", "prompt", "options", "seed", "sample", "device", "dtype")
+    }
+    told["weights"] = {name: part["sha256"] for name, part in run["weights"].items()}
+    told["inputs"] = [entry["sha256"] for entry in run.get("inputs", ())]
+    told["cascade"] = run["recipe"]["resolved"]["cascade"]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -137,7 +139,7 @@ def write_result(
     target: Target,
     frames: Frames | Sequence[Frames],
     *,
-    fps: float,
+    fps: Fraction | float,
     run: Mapping[str, Any],
     output: Output,
     force: bool = False,

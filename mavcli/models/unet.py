@@ -230,13 +230,16 @@ class UNet(nn.Module):
         )
 
     def _image_embedding(self, condition: Condition, batch: int) -> Tensor:
-        """(b, d): the CLIP embedding, or the learned null one where it is absent or dropped."""
+        """(b, d): the scaled CLIP embedding, or the learned null one where it is absent or dropped."""
         null = self.cf_param.expand(batch, -1)
         if condition.image_embedding is None:
             return null
-        if condition.keep_embedding is None:
-            return condition.image_embedding
-        return torch.where(condition.keep_embedding[:, None], condition.image_embedding.to(null.dtype), null)
+        embedding = self.spec.clip_scale * condition.image_embedding.to(null.dtype)
+        return (
+            embedding
+            if condition.keep_embedding is None
+            else torch.where(condition.keep_embedding[:, None], embedding, null)
+        )
 
     def _glide_text(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         h = self.token_embedding(tokens) + self.positional_embedding

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,13 +74,18 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], manifest: dict[str
             shutil.rmtree(final)
         staging.rename(final)
         _sync(folder)
-    except OSError as error:
-        raise DiskError(f"cannot write a checkpoint to {folder}: {error.strerror or error}") from error
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # safetensors has an error of its own for a disk that fills up
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DiskError(f"cannot write a checkpoint to {folder}: {reason}; older ones were kept") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     if read_manifest(final) is None:
         raise DiskError(f"{final} does not read back as it was written; older checkpoints were kept")
-    for old in _folders(folder)[:-KEEP]:
+    # A later one is a damaged one that this training started over from; it must not push out a whole one.
+    for old in [path for path in _folders(folder) if path.name <= final.name][:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from mavcli.data.loader import Source, batch_generator, open_source
 from mavcli.engine.assemble import build_network, load_clip
 from mavcli.engine.backend import Backend
-from mavcli.errors import DivergedError, Interrupted, RecipeError, UsageError, WeightsError
+from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError, WeightsError
 from mavcli.media.frames import to_uint8
 from mavcli.media.image import write_png
 from mavcli.recipe.load import LoadedRecipe
@@ -60,7 +61,8 @@ class Batches(Dataset[Batch]):
     """Batch number `step` of a stage; asking twice gives the same."""
 
     def __init__(self, source: Source, stage: Stage, recipe: Recipe, *, held_out: bool = False) -> None:
-        self.source, self.stage, self.recipe, self.held_out = source, stage, recipe, held_out
+        self.source = source.held_out() if held_out else source
+        self.stage, self.recipe, self.held_out = stage, recipe, held_out
         self.config = recipe.stage(stage.name)
 
     def __len__(self) -> int:
@@ -131,7 +133,8 @@ def train_stage(
     config = recipe.stage(name)
     folder = Path(recipe.train.out) / name
     source = open_source(recipe.train.data, stage.data, stage=name, base=loaded.path.parent)
-    report.message(f"data: {source.describe()}")
+    opened = source.describe()
+    report.message(f"data: {opened}")
     backend.apply()
 
     checkpoint, skipped = (None, []) if fresh else newest_checkpoint(folder)
@@ -143,15 +146,23 @@ def train_stage(
             f"{folder} holds a run already",
             hint="choose another folder with `--set train.out=...`, or delete it",
         )
-    if checkpoint is not None:
-        _refuse_changes(checkpoint, config, folder)
-
     task, parents = _build(stage, recipe, config, backend)
+    if checkpoint is not None:
+        _refuse_changes(checkpoint, _identity(stage, recipe, parents), folder)
     trainer = _Trainer(task, stage, backend, inherited=bool(parents))
-    start = 0
+    if not trainer.count or (config.train == "temporal" and config.image_batch):
+        raise RecipeError(
+            f"stage `{name}` trains nothing {'on still images ' if trainer.count else ''}with `train: temporal`",
+            hint=f"--set train.stages.{name}.{'image_batch=0' if trainer.count else 'train=all'}",
+        )
+    start, loss, held_out = 0, float("nan"), float("nan")
     if checkpoint is not None:
         trainer.load(checkpoint)
-        start = checkpoint.step
+        start, loss, held_out = (
+            checkpoint.step,
+            trainer.smooth,
+            float(checkpoint.manifest.get("held_out", "nan")),
+        )
         report.message(f"resumed {checkpoint.path} at step {start} of {config.steps}")
     else:
         with torch.no_grad(), backend.autocast():
@@ -161,11 +172,16 @@ def train_stage(
 
     held = Batches(source, stage, recipe, held_out=True)
     batches = Batches(source, stage, recipe)
-    loader = DataLoader(batches, sampler=range(start, config.steps), batch_size=None, num_workers=workers)
+    loader = DataLoader(
+        batches,
+        sampler=range(start, config.steps),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # without one, the loader draws from the global generator
+    )
     report.stage(name, config.steps)
     report.advance(start)
     log = _Log(folder / "metrics.jsonl", start)
-    loss = held_out = float("nan")
     seen_at, since = start, time.monotonic()
     with _stop_requested() as stop:
         for step, batch in enumerate(loader, start):
@@ -188,7 +204,7 @@ def train_stage(
             if done % config.save_every == 0 or last or stop:
                 held_out = trainer.held_out_loss(held)
                 log.write(step=done, held_out=round(held_out, 6))
-                _save(trainer, folder, done, config, loaded, parents)
+                _save(trainer, folder, done, held_out, loaded, parents)
                 report.message(f"step {done}: loss {trainer.smooth:.4f}, held out {held_out:.4f}")
             if stop:
                 kind = signal.Signals(stop[0])
@@ -197,7 +213,9 @@ def train_stage(
                     hint=f"run the same command again to go on: mav train-stage {name} {loaded.path}",
                     exit_code=128 + int(kind),
                 )
-    return Trained(name, config.steps, loss, held_out, trained_path(recipe, name), folder)
+    if source.describe() != opened:
+        report.message(f"data: {source.describe()}")
+    return Trained(name, max(start, config.steps), loss, held_out, trained_path(recipe, name), folder)
 
 
 class _Trainer:
@@ -331,26 +349,21 @@ def _build(
         parents.append(read_header(path).as_parent())
     network = network.to(backend.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     schedule = stage.schedule(recipe) if stage.schedule else None
-    return Task(recipe, config, network, backend.device, schedule, clip), parents
+    return Task(stage.name, recipe, config, network, backend.device, schedule, clip), parents
 
 
 def _save(
     trainer: _Trainer,
     folder: Path,
     step: int,
-    config: StageTraining,
+    held_out: float,
     loaded: LoadedRecipe,
     parents: list[Parent],
 ) -> None:
     """A checkpoint to resume from, and the averaged weights for everyone else."""
     recipe, stage = loaded.recipe, trainer.stage
-    samples = step * config.batch_size
-    manifest = {
-        "step": step,
-        "stage": stage.name,
-        "loss": trainer.smooth,
-        "training": config.model_dump(mode="json"),
-    }
+    manifest = {"step": step, "stage": stage.name, "loss": trainer.smooth, "held_out": held_out}
+    manifest |= _identity(stage, recipe, parents)
     save_checkpoint(folder, trainer.tensors(), manifest)
     header = WeightsHeader(
         role=stage.name,
@@ -358,7 +371,7 @@ def _save(
         schedule=None if trainer.task.schedule is None else trainer.task.schedule.spec,
         recipe_sha256=loaded.sha256,
         step=step,
-        samples_seen=samples,
+        samples_seen=step * trainer.config.batch_size,
         parents=tuple(parents),
         source=f"mav train-stage {stage.name} {loaded.path.name}",
     )
@@ -366,16 +379,34 @@ def _save(
     save_weights(trained_path(recipe, stage.name), tensors, header)
 
 
-def _refuse_changes(checkpoint: Checkpoint, config: StageTraining, folder: Path) -> None:
-    old, new = checkpoint.manifest["training"], config.model_dump(mode="json")
-    changed = [
-        f"{k}: {old[k]} -> {new[k]}" for k in new if k in old and k not in FREE_KEYS and old[k] != new[k]
-    ]
+def _identity(stage: Stage, recipe: Recipe, parents: list[Parent]) -> dict[str, Any]:
+    """What must stay as it was for a training to go on, as JSON has it. Not the data's paths: folders are moved."""
+    clip = [parent.content_sha256 for parent in parents if parent.role == "clip"]
+    return {
+        "training": recipe.stage(stage.name).model_dump(mode="json", exclude=set(FREE_KEYS)),
+        "seed": recipe.train.seed,
+        "network": stage.network(recipe).model_dump(mode="json"),
+        "schedule": stage.schedule(recipe).spec.model_dump(mode="json") if stage.schedule else None,
+        "clip": clip[0] if clip else None,
+    }
+
+
+def _refuse_changes(checkpoint: Checkpoint, identity: dict[str, Any], folder: Path) -> None:
+    changed = list(_changes(checkpoint.manifest, identity))
     if changed:
         raise RecipeError(
             f"{folder} was trained with another recipe: {'; '.join(changed)}",
             hint="set the old values again, or choose another folder with `--set train.out=...`",
         )
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """`key: old -> new` of every value in both that differs; what an older version did not know is no change."""
+    for key in (k for k in new if k in old):
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            yield from _changes(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            yield f"{prefix}{key}: {old[key]} -> {new[key]}"
 
 
 def _preview(trainer: _Trainer, held: Batches, path: Path) -> None:
@@ -398,16 +429,23 @@ class _Log:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            lines = [
-                line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start
-            ]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        with self._disk_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= start)
+                path.write_text(kept, encoding="utf-8")
 
     def write(self, **values: float) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        with self._disk_errors(), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({**values, "time": round(time.time(), 1)}) + "\n")
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DiskError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 def _step_of(line: str) -> float:

@@ -119,7 +119,7 @@ def sr_factor(task: Task) -> int:
     """How many times the network of this task enlarges a side."""
     cascade = task.recipe.cascade
     lower = cascade.decoder.network.image_size
-    if _unet(task).spec == cascade.sr_h.network:
+    if task.stage == "sr_h":
         return cascade.sr_h.size // (cascade.sr_l.size if cascade.sr_l.kind != "none" else lower)
     return cascade.sr_l.size // lower
 

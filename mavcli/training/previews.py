@@ -42,14 +42,10 @@ def enlarged(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
     condition = Condition(
         low_res=low_res,
         noise_level=level if spec.noise_level else None,
-        fps=batch.fps if spec.fps and truth.shape[1] > 1 else None,
+        fps=None if batch.fps is None or not spec.fps or truth.shape[1] == 1 else batch.fps.to(task.device),
     )
     cascade = task.recipe.cascade
-    part = (
-        cascade.sr_h
-        if spec.model_copy(update={"temporal": "none", "fps": False}) == cascade.sr_h.network
-        else cascade.sr_l
-    )
+    part = cascade.sr_h if task.stage == "sr_h" else cascade.sr_l
     return torch.cat([truth, low_res, _sample(task, part.sampler, truth, condition, generator)], dim=1)
 
 

@@ -29,6 +29,7 @@ class Batch:
 class Task:
     """What a loss needs beside the batch; built once for a run."""
 
+    stage: str
     recipe: Recipe
     config: StageTraining
     network: nn.Module

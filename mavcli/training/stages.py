@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mavcli.diffusion.schedule import Schedule
 from mavcli.errors import UsageError
-from mavcli.recipe.schema import Recipe
 from mavcli.specs import UNetSpec
 from mavcli.training import losses, previews
 from mavcli.training.stage import Batch, Stage, Task

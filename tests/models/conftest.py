@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,7 +72,9 @@ class Family:
         torch.manual_seed(seed)
         return perturb(UNet(self.spec), seed=seed).eval()
 
-    def inputs(self, batch: int, frames: int, *, side: int = SIDE, fps: bool = True) -> tuple[Tensor, Tensor, Condition]:
+    def inputs(
+        self, batch: int, frames: int, *, side: int = SIDE, fps: bool = True
+    ) -> tuple[Tensor, Tensor, Condition]:
         """x, t and all of the condition that the network takes."""
         g, spec = torch.Generator().manual_seed(batch), self.spec
 
@@ -81,7 +84,9 @@ class Family:
         video = (batch, frames)
         tokens = torch.arange(batch * 5).view(batch, 5) % 19
         mask = torch.arange(5)[None] < torch.arange(batch)[:, None] % 4 + 1
-        known = (torch.arange(frames) % 3 == 0)[None, :, None, None, None].expand(*video, 1, side, side).float()
+        known = (
+            (torch.arange(frames) % 3 == 0)[None, :, None, None, None].expand(*video, 1, side, side).float()
+        )
         condition = Condition(
             image_embedding=normal(batch, spec.clip_dim) if spec.clip_dim else None,
             text_states=normal(batch, 5, 12) if spec.text == "clip" else None,
@@ -116,7 +121,9 @@ def per_frame(x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tenso
     for name, value in vars(condition).items():
         if value is None or name == "fps":
             continue
-        fields[name] = value.flatten(0, 1)[:, None] if value.ndim == 5 else value.repeat_interleave(frames, dim=0)
+        fields[name] = (
+            value.flatten(0, 1)[:, None] if value.ndim == 5 else value.repeat_interleave(frames, dim=0)
+        )
     return x.flatten(0, 1)[:, None], t.repeat_interleave(frames), Condition(**fields)
 
 
@@ -132,13 +139,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 @pytest.fixture(scope="session")
-def helpers() -> type:
+def helpers() -> SimpleNamespace:
     """Functions of this file; test modules cannot import one another."""
-
-    class Helpers:
-        perturb = staticmethod(perturb)
-        per_frame = staticmethod(per_frame)
-        replace = staticmethod(replace)
-        families = {name: Family(name, spec) for name, spec in SPECS.items()}
-
-    return Helpers
+    families = {name: Family(name, spec) for name, spec in SPECS.items()}
+    return SimpleNamespace(perturb=perturb, per_frame=per_frame, replace=replace, families=families)

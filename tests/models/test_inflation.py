@@ -91,7 +91,11 @@ def test_what_an_image_checkpoint_lacks_is_exactly_the_temporal_layers(family):
     assert set(missing) == set(video.state_dict()) - set(image.state_dict())
     assert all(is_temporal(name) for name in missing)
     assert not any(is_temporal(name) for name in image.state_dict())
-    convolutions = [n for n, m in video.named_modules() if hasattr(m, "temporal") and n.endswith(("op", "conv", ".0", ".2", ".3"))]
+    convolutions = [
+        n
+        for n, m in video.named_modules()
+        if hasattr(m, "temporal") and n.endswith(("op", "conv", ".0", ".2", ".3"))
+    ]
     assert len(convolutions) >= 10 and {f"{n}.temporal.weight" for n in convolutions} <= set(missing)
 
 
@@ -102,11 +106,15 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(helpers):
     def load(changed: dict[str, torch.Tensor]) -> None:
         inherit(UNet(family.inflated()), changed, source=HERE)
 
-    with pytest.raises(WeightsError, match=r"lacks 1 tensors, the first is `middle_block\.0\.in_layers\.2\.weight`"):
+    with pytest.raises(
+        WeightsError, match=r"lacks 1 tensors, the first is `middle_block\.0\.in_layers\.2\.weight`"
+    ):
         load({k: v for k, v in tensors.items() if k != "middle_block.0.in_layers.2.weight"})
     with pytest.raises(WeightsError, match=r"no place for 1 tensors, the first is `extra`"):
         load({**tensors, "extra": torch.zeros(1)})
-    with pytest.raises(WeightsError, match=r"`time_embed\.0\.weight` of .* is \(3, 3\), the network has \(64, 16\)"):
+    with pytest.raises(
+        WeightsError, match=r"`time_embed\.0\.weight` of .* is \(3, 3\), the network has \(64, 16\)"
+    ):
         load({**tensors, "time_embed.0.weight": torch.zeros(3, 3)})
 
 
@@ -128,7 +136,9 @@ def test_a_clip_may_be_longer_than_any_that_was_trained(family, helpers):
     for position in ("rope", "relbias"):
         video = inflated(family, family.image_network(), temporal_position=position)
         helpers.perturb(video, only=is_temporal)
-        assert not any("position" in name and "emb" in name for name, _ in video.named_parameters() if is_temporal(name))
+        assert not any(
+            "position" in name and "emb" in name for name, _ in video.named_parameters() if is_temporal(name)
+        )
         for frames in (2, 7, 40):
             x, t, condition = family.inputs(1, frames)
             assert bool(torch.isfinite(video(x, t, condition)).all())

@@ -27,7 +27,13 @@ BASE = {
     "attention_resolutions": (16, 8),
     "num_head_channels": 16,
 }
-SR = {**BASE, "attention_resolutions": (), "mid_attention": False, "low_res_channels": 3, "use_scale_shift_norm": False}
+SR = {
+    **BASE,
+    "attention_resolutions": (),
+    "mid_attention": False,
+    "low_res_channels": 3,
+    "use_scale_shift_norm": False,
+}
 GLIDE = {
     **BASE,
     "out_channels": 6,
@@ -74,20 +80,29 @@ CASES = {
     ),
     "adm plain": Case(
         UNetSpec(
-            **{**BASE, "num_head_channels": None}, num_heads=4, use_scale_shift_norm=False, resblock_updown=False
+            **{**BASE, "num_head_channels": None},
+            num_heads=4,
+            use_scale_shift_norm=False,
+            resblock_updown=False,
         ),
         lambda get: Condition(),
         "adm_plain_tiny",
     ),
     "adm upsampler": Case(
         UNetSpec(
-            **{**BASE, "num_head_channels": None}, num_heads=4, out_channels=6, num_classes=10, low_res_channels=3
+            **{**BASE, "num_head_channels": None},
+            num_heads=4,
+            out_channels=6,
+            num_classes=10,
+            low_res_channels=3,
         ),
         lambda get: Condition(class_labels=get("y").long(), low_res=enlarged(get)),
         "adm_upsampler_tiny",
     ),
     "karlo decoder": Case(
-        UNetSpec(**BASE, out_channels=6, clip_dim=24, context_dim=48, text="clip", text_dim=24, text_context=12),
+        UNetSpec(
+            **BASE, out_channels=6, clip_dim=24, context_dim=48, text="clip", text_dim=24, text_context=12
+        ),
         lambda get: Condition(
             image_embedding=get("y"),
             text_states=get("txt_feat_seq"),
@@ -98,10 +113,16 @@ CASES = {
         prefix="model.",
     ),
     "karlo sr first steps": Case(
-        UNetSpec(**SR), lambda get: Condition(low_res=get("low_res")[:, None]), "karlo_sr_tiny", "model_first_steps."
+        UNetSpec(**SR),
+        lambda get: Condition(low_res=get("low_res")[:, None]),
+        "karlo_sr_tiny",
+        "model_first_steps.",
     ),
     "karlo sr last step": Case(
-        UNetSpec(**SR), lambda get: Condition(low_res=get("low_res")[:, None]), "karlo_sr_tiny", "model_last_step."
+        UNetSpec(**SR),
+        lambda get: Condition(low_res=get("low_res")[:, None]),
+        "karlo_sr_tiny",
+        "model_last_step.",
     ),
     "glide base": Case(UNetSpec(**GLIDE), lambda get: Condition(**words(get)), "glide_base_tiny"),
     "glide inpaint": Case(
@@ -121,7 +142,11 @@ CASES = {
     ),
 }
 # Names of the reference's outputs that are not those of a module of ours.
-ELSEWHERE = {"input_blocks.3_down": "input_blocks.3", "input_blocks.4_attn": "input_blocks.4", "mid_attn": "middle_block.1"}
+ELSEWHERE = {
+    "input_blocks.3_down": "input_blocks.3",
+    "input_blocks.4_attn": "input_blocks.4",
+    "mid_attn": "middle_block.1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +202,8 @@ def test_a_unet_of_a_published_family_equals_the_original(name, references, tens
     state = weights_of(references, tensor_for, case.data, case.prefix)
     if case.head_interleaved:
         state = {
-            k: canonical(k, v, case.spec) if ".qkv." in k or ".encoder_kv." in k else v for k, v in state.items()
+            k: canonical(k, v, case.spec) if ".qkv." in k or ".encoder_kv." in k else v
+            for k, v in state.items()
         }
     network = UNet(case.spec).eval()
     network.load_state_dict(state)
@@ -201,7 +227,9 @@ def test_a_unet_of_a_published_family_equals_the_original(name, references, tens
 
 
 def test_the_prior_equals_karlos(references, tensor_for):
-    prior = Prior(PriorSpec(clip_dim=24, text_dim=24, text_context=12, width=64, layers=3, num_heads=4)).eval()
+    prior = Prior(
+        PriorSpec(clip_dim=24, text_dim=24, text_context=12, width=64, layers=3, num_heads=4)
+    ).eval()
     inputs = {k: torch.as_tensor(v) for k, v in np.load(references / "karlo_prior_tiny.inputs.npz").items()}
     state = weights_of(references, tensor_for, "karlo_prior_tiny", "model.")
     prior.load_state_dict(state | {"clip_mean": inputs["clip_mean"], "clip_std": inputs["clip_std"]})

@@ -1,0 +1,492 @@
+"""What the commands that make video have in common: recipe and weights first, names next, then the work, item by item."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mavcli.cli.console import Console, cache_dir, duration, table
+from mavcli.errors import InputError, Interrupted, MavError, UsageError
+from mavcli.report import Report
+
+if TYPE_CHECKING:
+    from mavcli.engine.cascade import Cascade
+    from mavcli.engine.family import Family, Piece
+    from mavcli.engine.output import Target
+    from mavcli.media.frames import Frames
+    from mavcli.recipe.load import LoadedRecipe
+    from mavcli.recipe.resolve import Resolved
+    from mavcli.recipe.schema import Recipe
+
+MAX_FRAMES = 3000
+
+FpsOption = Annotated[
+    float | None,
+    typer.Option("--fps", metavar="N", help="Frames per second, over the recipe's `output.fps`."),
+]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", min=1, metavar="N", help="Frames of the result.")
+]
+SecondsOption = Annotated[
+    float | None, typer.Option("--seconds", metavar="S", help="Length of the result, instead of --frames.")
+]
+RandomOption = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights", help="Where weights are missing, run on random ones: noise, to try the machinery."
+    ),
+]
+
+# Words that say nothing about a picture: a prompt of these alone says nothing.
+_FILLERS = frozenset(
+    ("a", "among", "an", "and", "are", "around", "at", "by", "down", "for", "from", "in", "into", "is", "of", "on", "or")
+    + ("over", "the", "through", "to", "under", "up", "with")
+)
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that every making command has."""
+
+    recipe: str
+    sets: Sequence[str]
+    backend: str | None
+    out: Path | None
+    seed: int
+    dry_run: bool
+    force: bool
+    random_weights: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an item came to: frames (f, h, w, 3), or a sequence that makes them when asked, and their rate."""
+
+    frames: Frames | Sequence[Frames]
+    fps: Fraction | float
+
+
+@dataclass(frozen=True)
+class Item:
+    """One result to make. `make(cascade, target)` computes it; `cost(cascade)` says beforehand how long the bar is."""
+
+    stem: str
+    make: Callable[[Cascade, Target], Made]
+    cost: Callable[[Cascade], float]
+    shape: str
+    seed: int
+    sample: int = 0
+    prompt: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[Source, ...] = ()
+    fault: MavError | None = None
+    """Why it cannot be made; the others of a batch are."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video that was given: frames (f, h, w, 3); `fps` is None for a still."""
+
+    path: Path
+    frames: Frames
+    fps: Fraction | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.frames.shape[1:3]
+        return height, width
+
+    def describe(self) -> str:
+        height, width = self.size
+        rate = "" if self.fps is None else f", {len(self.frames)} frames at {float(self.fps):.6g} fps"
+        return f"{self.path.name}: {width} x {height} px{rate}"
+
+
+class Session:
+    """A checked recipe on this machine. Weights are looked for before anything is read or computed."""
+
+    def __init__(self, console: Console, kind: str, common: Common, *, fps: float | None = None) -> None:
+        from mavcli.recipe.load import load_recipe
+        from mavcli.recipe.resolve import probe_machine, resolve
+
+        self.console, self.kind, self.common = console, kind, common
+        overrides = {"output.fps": fps, "hardware.backend": common.backend}
+        self.loaded: LoadedRecipe = load_recipe(common.recipe, sets=common.sets, overrides=overrides)
+        self.recipe: Recipe = self.loaded.recipe
+        self.resolved: Resolved = resolve(self.recipe, machine=probe_machine())
+        if self.resolved.backend == "multi-gpu":
+            console.message("one clip is made on one device: the first of them is used")
+        self.fps = self.recipe.output.fps
+        self.family: Family
+
+    def need(self, *pieces: Piece) -> None:
+        """Check the weights of these pieces, and of super-resolution unless it is left out here."""
+        from mavcli.engine.family import find_family
+
+        self.family = find_family(self.recipe, pieces, random_weights=self.common.random_weights)
+        for text in self.family.warnings:
+            self.console.warning(text)
+
+    def run(self, items: Sequence[Item], *, batch: bool = False) -> None:
+        """Make every item. In a `batch` the failure of one does not stop the others, and ends in exit code 8."""
+        if not batch and items[0].fault is not None:
+            raise items[0].fault
+        jobs = self._targets(items, batch)
+        if self.common.dry_run:
+            self._tell_plan(jobs)
+            return
+        results: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
+        cascade: Cascade | None = None
+        waiting = [job for job in jobs if job.fault is None and job.finished is None]
+        if waiting:
+            cascade = self._cascade()
+            self.console.plan(sum(job.item.cost(cascade) for job in waiting))
+        for job in jobs:
+            try:
+                if job.fault is not None:
+                    raise job.fault
+                if job.finished is not None:
+                    self.console.message(f"{job.target.video} is there already, made by the same run")
+                    told = job.finished
+                else:
+                    assert cascade is not None
+                    told = self._make(job, cascade)
+            except Interrupted:
+                raise
+            except MavError as error:
+                if not batch:
+                    raise
+                label = job.item.prompt or job.item.stem
+                failed.append({"item": label, "exit_code": error.exit_code, "message": error.message})
+                self.console.warning(f"failed: {label}: {error.message}")
+                continue
+            results.append(_result(job.target, told))
+            self.console.result(job.target.video)
+        self.console.close()
+        self.console.result_object({"results": results, "failed": failed})
+        if failed:
+            count = len(jobs)
+            self.console.warning(
+                f"{len(failed)} of {count} failed, the others are done; the same command tries those again alone"
+            )
+            raise typer.Exit(8)
+
+    def _targets(self, items: Sequence[Item], batch: bool) -> list[_Job]:
+        """Where each item goes, before anything is computed."""
+        from mavcli.engine.output import choose_target, finished_run, refuse_existing, run_key
+
+        jobs = []
+        for item in items:
+            target = choose_target(
+                self.common.out, self.recipe.output, stem=item.stem, several=len(items) > 1
+            )
+            run = self._describe(item)
+            run["run_key"] = run_key(run)
+            fault, finished = item.fault, None
+            if fault is None and not self.common.force:
+                # A name that mav chose stands for the run: the same run again has its result already.
+                finished = None if target.named else finished_run(target, run["run_key"])
+                try:
+                    if finished is None and not self.common.dry_run:
+                        refuse_existing(target, force=False)
+                except MavError as error:
+                    if not batch:
+                        raise
+                    fault = error
+            jobs.append(_Job(item, target, run, fault, finished))
+        return jobs
+
+    def _cascade(self) -> Cascade:
+        from mavcli.engine.backend import open_backend
+        from mavcli.engine.cascade import Cascade
+        from mavcli.engine.work import Work
+
+        backend = open_backend(self.resolved)
+        backend.apply()
+        self.timed = _Timed(self.console)
+        return Cascade(self.recipe, self.family, backend, report=self.timed, work=Work(cache_dir() / "work"))
+
+    def _make(self, job: _Job, cascade: Cascade) -> dict[str, Any]:
+        from mavcli.engine.output import write_result
+
+        self.timed.restart()
+        made = job.item.make(cascade, job.target)
+        run = {**job.run, "timings": self.timed.seconds()}
+        written = write_result(
+            job.target,
+            made.frames,
+            fps=made.fps,
+            run=run,
+            output=self.recipe.output,
+            force=self.common.force,
+        )
+        if written.width % 2 or written.height % 2:
+            self.console.message(
+                f"{written.width} x {written.height} px: H.264 wants even sides, the edge is repeated once"
+            )
+        self.console.message(
+            f"{written.frames} frames of {written.width} x {written.height} px at {written.fps:.6g} fps, "
+            f"{written.frames / written.fps:.2f} s, in {duration(sum(run['timings'].values()))}"
+        )
+        return {
+            **run,
+            "frames": written.frames,
+            "width": written.width,
+            "height": written.height,
+            "fps": written.fps,
+            "frames_sha256": written.frames_sha256,
+        }
+
+    def _describe(self, item: Item) -> dict[str, Any]:
+        """The `mav_run` of an item, as far as it is known beforehand."""
+        from mavcli.engine.output import versions
+
+        return {
+            "kind": self.kind,
+            "command": ["mav", *sys.argv[1:]],
+            "prompt": item.prompt,
+            "options": item.options,
+            "inputs": [{"path": str(s.path), "sha256": _file_sha256(s.path)} for s in item.inputs],
+            "seed": item.seed,
+            "sample": item.sample,
+            "recipe": {
+                "name": self.recipe.name,
+                "sha256": self.loaded.sha256,
+                "resolved": json_module.loads(self.recipe.model_dump_json(exclude={"train"})),
+            },
+            "weights": {piece: part.describe() for piece, part in self.family.parts.items()},
+            "random_weights": list(self.family.random),
+            "versions": versions(),
+            "device": self.resolved.device,
+            "dtype": self.resolved.dtype,
+            "threads": self.resolved.threads,
+        }
+
+    def _tell_plan(self, jobs: Sequence[_Job]) -> None:
+        from mavcli.cli.recipe import describe
+
+        console = self.console
+        console.result(f"recipe {self.recipe.name}, from {', '.join(self.loaded.sources)}")
+        for line in describe(self.resolved):
+            console.result(line)
+        rows = [
+            (piece, part.role, str(part.path or "RANDOM"), f"step {part.step}" if part.path else "")
+            for piece, part in self.family.parts.items()
+        ]
+        for line in table(rows):
+            console.result(line)
+        for job in jobs:
+            state = (
+                f"cannot be made: {job.fault.message}"
+                if job.fault
+                else "is there already, made by the same run"
+                if job.finished
+                else "exists, --force would overwrite it"
+                if job.target.video.exists() and not self.common.force
+                else "would be written"
+            )
+            console.result(f"{job.target.video}: {job.item.shape}; {state}")
+        console.result_object(
+            {
+                "dry_run": True,
+                "recipe": self.recipe.name,
+                "backend": self.resolved.backend,
+                "dtype": self.resolved.dtype,
+                "threads": self.resolved.threads,
+                "reasons": self.resolved.reasons,
+                "weights": {piece: part.describe() for piece, part in self.family.parts.items()},
+                "items": [
+                    {"path": str(job.target.video), "shape": job.item.shape, "prompt": job.item.prompt}
+                    for job in jobs
+                ],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    item: Item
+    target: Target
+    run: dict[str, Any]
+    fault: MavError | None
+    finished: dict[str, Any] | None
+
+
+class _Timed:
+    """Hands everything on to the console, and measures how long each stage took."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.restart()
+
+    def restart(self) -> None:
+        self._spent: dict[str, float] = {}
+        self._name, self._since = "preparation", time.monotonic()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, up to now."""
+        self._close("")
+        return {name: round(value, 3) for name, value in self._spent.items()}
+
+    def _close(self, name: str) -> None:
+        now = time.monotonic()
+        self._spent[self._name] = self._spent.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name or self._name, now
+
+    def plan(self, total: float) -> None:
+        self._report.plan(total)
+
+    def stage(self, name: str, total: float) -> None:
+        self._close(name)
+        self._report.stage(name, total)
+
+    def advance(self, amount: float = 1) -> None:
+        self._report.advance(amount)
+
+    def message(self, text: str) -> None:
+        self._report.message(text)
+
+    def warning(self, text: str) -> None:
+        self._report.warning(text)
+
+
+def _result(target: Target, run: dict[str, Any]) -> dict[str, Any]:
+    keys = ("prompt", "seed", "sample", "frames", "width", "height", "fps", "frames_sha256", "random_weights")
+    files = {"path": target.video, "sidecar": target.sidecar, "sheet": target.sheet}
+    return {
+        **{name: None if file is None else str(file) for name, file in files.items()},
+        **{key: run.get(key) for key in keys},
+    }
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
+
+
+def read_source(
+    path: Path, console: Console, *, wanted: Literal["image", "clip", "either"] = "either"
+) -> Source:
+    """An image or a whole video from a file. A video with uneven frames is brought to its median rate, and this is said.
+
+    Raises InputError.
+    """
+    import numpy as np
+
+    from mavcli.media.image import is_still, read_image
+    from mavcli.media.video import read_clip
+
+    if is_still(path):
+        if wanted == "clip":
+            raise InputError(f"`{path}` is a still image, wanted a video", hint=f"mav animate {path}")
+        return Source(path, read_image(path)[None], None)
+    if wanted == "image":
+        raise InputError(
+            f"`{path}` is no still image, wanted one", hint="save one of its frames as a PNG first"
+        )
+    clip = read_clip(path)
+    for text in clip.warnings:
+        console.warning(f"{path.name}: {text}")
+    frames = clip.frames
+    if clip.vfr and len(frames) > 1:
+        even = np.arange(round((clip.times[-1] - clip.times[0]) * clip.fps) + 1) / clip.fps + clip.times[0]
+        if len(even) > MAX_FRAMES:
+            raise UsageError(
+                f"{path.name} has {len(even)} frames at {clip.fps:.6g} fps, at most {MAX_FRAMES} are taken"
+            )
+        right = np.clip(np.searchsorted(clip.times, even), 1, len(frames) - 1)
+        nearest = np.where(even - clip.times[right - 1] <= clip.times[right] - even, right - 1, right)
+        frames = frames[nearest]
+        console.message(
+            f"{path.name} has uneven frames: {len(frames)} of them are taken, nearest to an even {clip.fps:.6g} fps"
+        )
+    return Source(path, frames, clip.rate)
+
+
+def check_prompt(recipe: Recipe, prompt: str, console: Console) -> None:
+    """Name the words that the family does not know. Raises UsageError when none is left that says anything."""
+    from mavcli.models.clip import words_of
+
+    vocabulary = recipe.cascade.clip.network.vocabulary
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint='mav generate "a dog surfing"')
+    if vocabulary is None:
+        return
+    known = set(vocabulary)
+    words = dict.fromkeys(words_of(prompt))
+    unknown = [word for word in words if word not in known]
+    meaning = [word for word in words if word in known and word not in _FILLERS]
+    told = []
+    for word in unknown:
+        near = difflib.get_close_matches(word, vocabulary, n=3, cutoff=0.6)
+        told.append(f"`{word}`" + (f" (near: {', '.join(near)})" if near else ""))
+    content = sorted(word for word in vocabulary if word not in _FILLERS)
+    knows = f"it knows: {', '.join(content) if len(content) <= 120 else f'{len(content)} words'}"
+    elsewhere = "for open prompts take a recipe whose CLIP reads every word: `mav recipe ls`, then --recipe"
+    if not meaning:
+        what = f"the family `{recipe.name}` knows no word of `{prompt}`"
+        raise UsageError(what + (f": {', '.join(told)}" if told else ""), hint=f"{knows}; {elsewhere}")
+    if unknown:
+        console.warning(f"words that the family `{recipe.name}` never saw are ignored: {', '.join(told)}")
+        console.message(f"{knows}; {elsewhere}")
+
+
+def wanted_frames(
+    frames: int | None, seconds: float | None, *, fps: float, natural: int | None = None
+) -> int:
+    """How many frames --frames or --seconds ask for; `natural` where neither is given."""
+    if frames is not None and seconds is not None:
+        raise UsageError("--frames and --seconds are both given", hint="give one of them")
+    if seconds is not None:
+        if not 0 < seconds < 1e6:
+            raise UsageError(f"--seconds {seconds:g}, wanted more than 0")
+        frames = max(1, int(seconds * fps + 0.5))
+    count = natural if frames is None else frames
+    if count is None:
+        raise UsageError("neither --frames nor --seconds is given", hint="give one of them")
+    check_count(count)
+    return count
+
+
+def check_count(count: int) -> None:
+    """UsageError for more frames than one result may have."""
+    if count > MAX_FRAMES:
+        raise UsageError(f"{count} frames, one result has at most {MAX_FRAMES}", hint="make it in pieces")
+
+
+def natural_frames(recipe: Recipe) -> int:
+    """What 16 key frames give: 76."""
+    return (recipe.cascade.decoder.frames - 1) * recipe.cascade.interp.frame_skip + 1
+
+
+def out_size(recipe: Recipe) -> int:
+    """Pixels a side of the cascade's frames."""
+    parts = (recipe.cascade.sr_l, recipe.cascade.sr_h)
+    sizes = [part.size for part in parts if part.kind != "none"]
+    return sizes[-1] if sizes else recipe.cascade.decoder.network.image_size
+
+
+def shape_words(frames: int, height: int, width: int, fps: float) -> str:
+    return f"{frames} frames of {width} x {height} px at {fps:.6g} fps, {frames / fps:.2f} s"
+
+
+def show_base(console: Console, target: Target, base: Any, *, fps: float) -> None:
+    """The key frames as a contact sheet, before super-resolution."""
+    from mavcli.engine.output import write_base_sheet
+    from mavcli.media.frames import to_uint8
+
+    console.message(f"key frames: {write_base_sheet(target, to_uint8(base[0]), fps=fps)}")

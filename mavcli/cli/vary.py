@@ -1,0 +1,164 @@
+"""`mav vary`: another video that means the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mavcli.cli.console import Console
+from mavcli.cli.making import (
+    Common,
+    FpsOption,
+    FramesOption,
+    Item,
+    Made,
+    RandomOption,
+    SecondsOption,
+    Session,
+    Source,
+    check_prompt,
+    natural_frames,
+    out_size,
+    read_source,
+    shape_words,
+    show_base,
+    wanted_frames,
+)
+from mavcli.cli.options import (
+    BackendOption,
+    DryRunOption,
+    FitOption,
+    ForceOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    RecipeOption,
+    SeedOption,
+    SetOption,
+)
+from mavcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mavcli.engine.cascade import Cascade
+    from mavcli.engine.output import Target
+
+
+def vary(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A video or a picture.")],
+    blend: Annotated[
+        str | None,
+        typer.Option(
+            "--blend", metavar="OTHER:SHARE", help="Go this share of the way to another one: `b.png:0.4`."
+        ),
+    ] = None,
+    text_diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--text-diff", metavar="FROM TO", help='Change what it shows: "a dog" "a cat".'),
+    ] = None,
+    strength: Annotated[
+        float,
+        typer.Option("--strength", min=0.0, max=1.0, help="How far --text-diff goes; unCLIP: 0.25 to 0.5."),
+    ] = 0.4,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
+    seconds: SecondsOption = None,
+    fit: FitOption = "crop",
+    seed: SeedOption = 0,
+    recipe: RecipeOption = "pocket",
+    sets: SetOption = None,
+    out: OutOption = None,
+    backend: BackendOption = None,
+    random_weights: RandomOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Make a new video with the meaning of another one, or of a picture.
+
+    The mean CLIP image embedding of its frames takes the place of the text. --blend goes along the sphere towards another
+    file's; --text-diff goes in the direction from one text to another (unCLIP, sections 3.2 and 3.3). CLIP sees a square:
+    --fit crop takes the centre, --fit pad all of it with bars.
+    """
+    with Console(quiet=quiet, json=json) as console:
+        common = Common(recipe, sets or (), backend, out, seed, dry_run, force, random_weights)
+        session = Session(console, "vary", common, fps=fps)
+        total = wanted_frames(frames, seconds, fps=session.fps, natural=natural_frames(session.recipe))
+        other, share = _blend(blend)
+        for text in text_diff or ():
+            check_prompt(session.recipe, text, console)
+        session.need("clip", "decoder_t", "interp", "sr_l", "sr_h")
+        sources = [read_source(path, console) for path in (file, other) if path is not None]
+        for source in sources:
+            console.message(source.describe())
+
+        def meaning(cascade: Cascade, source: Source) -> Tensor:
+            from torch.nn import functional as F
+
+            from mavcli.engine.compose import network_view
+            from mavcli.media.frames import to_float
+
+            seen = to_float(network_view(source.frames, cascade.size, fit))
+            return F.normalize(cascade.embed_frames(seen).mean(0, keepdim=True), dim=-1)
+
+        def make(cascade: Cascade, target: Target) -> Made:
+            from torch.nn import functional as F
+
+            from mavcli.engine.cascade import slerp
+            from mavcli.engine.randomness import Draw
+            from mavcli.media.frames import to_uint8
+
+            embedding = meaning(cascade, sources[0])
+            if other is not None:
+                embedding = slerp(embedding, meaning(cascade, sources[1]), share)
+            if text_diff is not None:
+                before, after = cascade.embed_texts(list(text_diff))
+                embedding = slerp(embedding, F.normalize(after - before, dim=-1)[None], strength)
+            draws, rate = [Draw(seed)], session.fps
+            base = cascade.decode(embedding, draws, fps=rate)
+            show_base(console, target, base, fps=rate / cascade.skip)
+            return Made(to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0]), rate)
+
+        def cost(cascade: Cascade) -> float:
+            keys = cascade.parts.decoder.frames
+            rest = cascade.cost_of_fill_up(keys, total) + cascade.cost_of_enlarge(total)
+            return cascade.cost_of_decoder(1) + rest
+
+        from mavcli.engine.output import slug
+
+        size = out_size(session.recipe)
+        item = Item(
+            stem=f"{slug(file.stem)}-vary-{seed}",
+            make=make,
+            cost=cost,
+            shape=shape_words(total, size, size, session.fps),
+            seed=seed,
+            options={
+                "fps": session.fps,
+                "frames": total,
+                "fit": fit,
+                "blend": share if other is not None else None,
+                "text_diff": list(text_diff) if text_diff else None,
+                "strength": strength if text_diff else None,
+            },
+            inputs=tuple(sources),
+        )
+        session.run([item])
+
+
+def _blend(text: str | None) -> tuple[Path | None, float]:
+    """`OTHER:0.4` -> the file and the share of the way to it."""
+    if text is None:
+        return None, 0.0
+    path, _, number = text.rpartition(":")
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not path or not 0 <= share <= 1:
+        raise UsageError(f"--blend {text}, wanted OTHER:SHARE with a share from 0 to 1, such as `b.png:0.4`")
+    return Path(path), share

@@ -1,0 +1,240 @@
+"""The loop: what a kill, a full disk, a changed recipe or a diverging loss does to a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError
+from mavcli.training import loop, stages
+from mavcli.training.checkpoint import newest_checkpoint, read_manifest, remove_stale, save_checkpoint
+from mavcli.weights.provenance import read_header
+
+STEPS = "train.defaults.steps=6"
+
+
+def state(out: Path, stage: str) -> tuple[int, dict[str, torch.Tensor]]:
+    checkpoint, _ = newest_checkpoint(out / stage)
+    assert checkpoint is not None
+    return checkpoint.step, checkpoint.tensors()
+
+
+def assert_same_training(one: Path, other: Path, stage: str) -> None:
+    """Network, moving average and optimiser, bit for bit."""
+    (step, a), (again, b) = state(one, stage), state(other, stage)
+    assert step == again and a.keys() == b.keys()
+    assert {key.split("/")[0] for key in a} == {"network", "average", "optimizer"}
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def parents(family: Path) -> list[str]:
+    return [f"weights.{s}={family}/weights/{s}.safetensors" for s in ("clip", "decoder", "decoder_t", "sr_l")]
+
+
+def stop_at(heard, step: int, number: signal.Signals = signal.SIGTERM):
+    return heard({step: lambda: os.kill(os.getpid(), number)})
+
+
+@pytest.mark.parametrize("stage", ["decoder", "interp", "prior"])
+def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(stage, family, train, heard, tmp_path):
+    """Muon and AdamW, dropout, video and pictures; stopped at a step at which nothing else would be saved."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    sets = [*parents(family), STEPS]
+    reference = train(stage, whole, *sets)
+    with pytest.raises(Interrupted) as stopped:
+        train(stage, parts, *sets, report=stop_at(heard, 3))
+    assert stopped.value.exit_code == 143 and "step 3 of 6" in stopped.value.message
+    assert "run the same command again" in stopped.value.hint
+    report = heard()
+    result = train(stage, parts, *sets, report=report)
+    assert any("at step 3 of 6" in message for message in report.messages)
+    assert_same_training(whole, parts, stage)
+    assert (result.loss, result.held_out) == (reference.loss, reference.held_out)
+    headers = [read_header(out / "weights" / f"{stage}.safetensors") for out in (whole, parts)]
+    assert headers[0].content_sha256 == headers[1].content_sha256
+    losses = [[line["loss"] for line in metrics(out, stage) if "loss" in line] for out in (whole, parts)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def metrics(out: Path, stage: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_kill_between_checkpoints_repeats_the_lost_steps(family, train, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train("sr_h", whole, STEPS)
+    train("sr_h", killed, STEPS)
+    shutil.rmtree(killed / "sr_h" / "step-0000006")  # as if it had died after step 5, its log written
+    with open(killed / "sr_h" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    train("sr_h", killed, STEPS)
+    assert_same_training(whole, killed, "sr_h")
+    assert [line["step"] for line in metrics(killed, "sr_h") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interrupt_from_the_keyboard_is_130_and_handlers_are_given_back(train, heard, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped:
+        train("sr_h", tmp_path, STEPS, report=stop_at(heard, 1, signal.SIGINT))
+    assert stopped.value.exit_code == 130
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert state(tmp_path, "sr_h")[0] == 1
+
+
+def test_a_finished_training_does_nothing_more_and_a_longer_one_goes_on(train, heard, tmp_path):
+    first = train("sr_h", tmp_path)
+    before = (tmp_path / "weights" / "sr_h.safetensors").read_bytes()
+    again = train("sr_h", tmp_path)
+    assert again.held_out == first.held_out and again.step == 3
+    assert (tmp_path / "weights" / "sr_h.safetensors").read_bytes() == before
+    assert train("sr_h", tmp_path, "train.defaults.steps=4").step == 4
+    with pytest.raises(UsageError, match="holds a run already"):
+        train("sr_h", tmp_path, fresh=True)
+
+
+@pytest.mark.parametrize("harm", ["bit", "cut", "no manifest", "empty manifest"])
+def test_a_damaged_checkpoint_is_skipped_and_said(harm, train, heard, tmp_path):
+    train("sr_h", tmp_path, STEPS)
+    newest = tmp_path / "sr_h" / "step-0000006"
+    data = bytearray((newest / "state.safetensors").read_bytes())
+    if harm == "bit":
+        data[len(data) // 2] ^= 1
+        (newest / "state.safetensors").write_bytes(data)
+    elif harm == "cut":
+        (newest / "state.safetensors").write_bytes(data[: len(data) // 2])
+    elif harm == "no manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        (newest / "manifest.json").write_text("")
+    report = heard()
+    train("sr_h", tmp_path, STEPS, report=report)
+    assert report.warnings == [f"{newest} is damaged and was skipped"]
+    assert any("step-0000004 at step 4 of 6" in message for message in report.messages)
+    assert read_manifest(newest) is not None, "written again"
+
+
+def test_only_the_newest_two_checkpoints_are_kept_and_a_damaged_later_one_counts_for_nothing(tmp_path):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, {"x": torch.zeros(2)}, {"step": step})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000003", "step-0000004"]
+    (tmp_path / "step-0000009").mkdir()
+    save_checkpoint(tmp_path, {"x": torch.zeros(2)}, {"step": 5})
+    whole = [p.name for p in sorted(tmp_path.iterdir()) if read_manifest(p)]
+    assert whole == ["step-0000004", "step-0000005"]
+
+
+@contextmanager
+def small_files(limit: int):
+    """No file of this process may grow beyond `limit` bytes: what a full disk does in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_half_way_is_a_disk_error_and_the_older_checkpoint_survives(tmp_path):
+    tensors = {"x": torch.arange(10_000.0)}
+    save_checkpoint(tmp_path, tensors, {"step": 1})
+    with small_files(8_000), pytest.raises(DiskError, match="cannot write a checkpoint"):
+        save_checkpoint(tmp_path, tensors, {"step": 2})
+    checkpoint, skipped = newest_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.step == 1 and skipped == []
+    assert torch.equal(checkpoint.tensors()["x"], tensors["x"])
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000001"], "nothing half-written is left"
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {"x": torch.zeros(9)}, {"step": 1})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(DiskError, match="0 MB free, a checkpoint needs"):
+        save_checkpoint(tmp_path, {"x": torch.zeros(9)}, {"step": 2})
+    assert newest_checkpoint(tmp_path)[0].step == 1
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_error(train, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DiskError, match="cannot write"):
+        save_checkpoint(tmp_path / "file" / "run", {"x": torch.zeros(2)}, {"step": 1})
+    with pytest.raises(DiskError, match="cannot write"):
+        train("sr_h", tmp_path / "file")
+
+
+def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    for pid in (2**22 + 1, os.getppid()):
+        (tmp_path / f".tmp-0000001-{pid}").mkdir()
+    remove_stale(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [f".tmp-0000001-{os.getppid()}"]
+
+
+def test_a_changed_recipe_is_refused_with_what_changed(family, train, tmp_path):
+    sets = parents(family)
+    train("decoder", tmp_path, *sets)
+    for change, said in {
+        "train.defaults.lr=0.002": r"training\.lr: 0\.001 -> 0\.002",
+        "train.defaults.fps.low=2": r"training\.fps\.low: 1\.0 -> 2\.0",
+        "train.seed=4": r"seed: 3 -> 4",
+        "cascade.decoder.network.num_res_blocks=2": r"network\.num_res_blocks: 1 -> 2",
+        "cascade.decoder.schedule.prediction=v": r"schedule\.prediction: x0 -> v",
+    }.items():
+        with pytest.raises(RecipeError, match=f"trained with another recipe: {said}$"):
+            train("decoder", tmp_path, *sets, change)
+    for free in ("train.defaults.save_every=3", "train.defaults.log_every=2", "train.defaults.steps=4"):
+        train("decoder", tmp_path, *sets, free)
+
+
+def test_other_clip_towers_under_a_training_are_refused(family, train, tmp_path):
+    train("decoder", tmp_path, *parents(family))
+    train("clip", tmp_path, "train.stages.clip.steps=1", "train.seed=9")
+    with pytest.raises(RecipeError, match="clip: "):
+        train("decoder", tmp_path, *parents(family))
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_before_the_optimiser(bad, train, tmp_path, monkeypatch):
+    steps = []
+    original = stages.STAGES["sr_h"]
+
+    def spoiled(task, batch, generator):
+        loss = original.loss(task, batch, generator)
+        steps.append(len(steps))
+        if len(steps) > 3 and len(steps) != 100:
+            weight = next(task.network.parameters())
+            return loss + (float("nan") if bad == "loss" else (weight.sum() * 0).sqrt())
+        return loss
+
+    def one_held_out(self, batches):
+        return 0.0
+
+    monkeypatch.setattr(loop._Trainer, "held_out_loss", one_held_out)
+    monkeypatch.setitem(stages.STAGES, "sr_h", dataclasses.replace(original, loss=spoiled))
+    with pytest.raises(DivergedError, match="stage `sr_h`, step 3") as error:
+        train("sr_h", tmp_path, STEPS, "train.defaults.save_every=1")
+    assert error.value.exit_code == 7 and "the last checkpoint is good" in error.value.hint
+    step, tensors = state(tmp_path, "sr_h")
+    assert step == 3 and all(bool(torch.isfinite(v).all()) for v in tensors.values())
+
+
+def test_tensors_that_are_not_finite_are_never_saved(tmp_path):
+    with pytest.raises(DivergedError, match=r"1 tensors are not finite, the first is `network/x`"):
+        save_checkpoint(tmp_path, {"network/x": torch.tensor([1.0, float("nan")])}, {"step": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_global_random_state_is_left_behind(train, tmp_path):
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    train("sr_h", tmp_path)
+    assert torch.equal(torch.rand(1), wanted)
