@@ -28,7 +28,7 @@ hardware: {{backend: cpu, dtype: float32, threads: 1}}
 output: {{dir: outputs}}
 cascade:
   clip:
-    network: {{embed_dim: 16, image_size: 8, vision_layers: 1, vision_width: 16, vision_patch_size: 4, text_context: 8,
+    network: {{embed_dim: 16, image_size: 8, vision_layers: 1, vision_width: 64, vision_patch_size: 4, text_context: 8,
       text_width: 16, text_heads: 2, text_layers: 1, vocabulary: [a, cat, dog, surfing, sea, the]}}
   prior:
     network: {{clip_dim: 16, text_dim: 16, text_context: 8, width: 16, layers: 1, num_heads: 2}}

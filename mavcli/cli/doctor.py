@@ -211,6 +211,15 @@ def check_disk() -> Check:
     return Check("disk", "ok", found)
 
 
+def check_work() -> Check:
+    """What earlier runs left for later ones; bounded, and safe to delete."""
+    from mavcli.engine.work import LIMIT, Work
+
+    work = Work(cache_dir() / "work")
+    found = f"{size(work.size())} of stage outputs kept in {work.folder}, at most {size(LIMIT)}"
+    return Check("kept work", "ok", found)
+
+
 def check_clip() -> Check:
     """In a process of its own: it imports torchvision, which may not even load."""
     version = _version("open_clip_torch")
@@ -264,6 +273,7 @@ CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("weights", check_weights),
     ("write", check_write),
     ("disk", check_disk),
+    ("kept work", check_work),
     ("terminal", check_terminal),
 )
 

@@ -183,7 +183,7 @@ def _tables(told: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for group, facts in told["groups"].items():
         total = facts["shares"]["actor"]["total"]
-        lines += ["", f"{group} pairs, {total} prompts"]
+        lines += ["", f"{group} pairs, {total} {'prompt' if total == 1 else 'prompts'}"]
         rows = [
             (f"  {part}", f"{s['right']}/{s['total']}", _percent(s), _frames(facts, part))
             for part, s in facts["shares"].items()

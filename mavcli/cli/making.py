@@ -49,8 +49,32 @@ RandomOption = Annotated[
 
 # Words that say nothing about a picture: a prompt of these alone says nothing.
 _FILLERS = frozenset(
-    ("a", "among", "an", "and", "are", "around", "at", "by", "down", "for", "from", "in", "into", "is", "of", "on", "or")
-    + ("over", "the", "through", "to", "under", "up", "with")
+    {
+        "a",
+        "among",
+        "an",
+        "and",
+        "are",
+        "around",
+        "at",
+        "by",
+        "down",
+        "for",
+        "from",
+        "in",
+        "into",
+        "is",
+        "of",
+        "on",
+        "or",
+        "over",
+        "the",
+        "through",
+        "to",
+        "under",
+        "up",
+        "with",
+    }
 )
 
 
@@ -184,7 +208,7 @@ class Session:
 
     def _targets(self, items: Sequence[Item], batch: bool) -> list[_Job]:
         """Where each item goes, before anything is computed."""
-        from mavcli.engine.output import choose_target, finished_run, refuse_existing, run_key
+        from mavcli.engine.output import choose_target, claim, finished_run, run_key
 
         jobs = []
         for item in items:
@@ -194,12 +218,13 @@ class Session:
             run = self._describe(item)
             run["run_key"] = run_key(run)
             fault, finished = item.fault, None
-            if fault is None and not self.common.force:
+            if fault is None:
                 # A name that mav chose stands for the run: the same run again has its result already.
-                finished = None if target.named else finished_run(target, run["run_key"])
+                if not target.named and not self.common.force:
+                    finished = finished_run(target, run["run_key"])
                 try:
                     if finished is None and not self.common.dry_run:
-                        refuse_existing(target, force=False)
+                        claim(target, force=self.common.force)
                 except MavError as error:
                     if not batch:
                         raise

@@ -67,8 +67,8 @@ class Written:
 def choose_target(out: Path | None, output: Output, *, stem: str, several: bool = False) -> Target:
     """Where a result goes: `out` as a file, `stem` in `out` as a folder, or `stem` in the recipe's folder.
 
-    A name with a video's suffix is a file. Raises UsageError for another suffix or one file for several results, DiskError
-    where the place cannot be used. That files exist is told by `refuse_existing`.
+    A name with a suffix is a file. Raises UsageError for a suffix that is no video's, or one file for several results.
+    Nothing is touched; whether the place can be used is told by `claim`.
     """
     suffix = ".mkv" if output.codec == "ffv1" else ".mp4"
     allowed = (".mkv",) if output.codec == "ffv1" else (".mp4", ".mov", ".mkv")
@@ -86,12 +86,18 @@ def choose_target(out: Path | None, output: Output, *, stem: str, several: bool 
     else:
         folder = out if out is not None else Path(output.dir)
         video = folder / f"{stem}{suffix}"
-    _prepare_folder(video.parent)
     return Target(video, video.with_suffix(".sheet.png") if output.sheet else None, named)
 
 
-def refuse_existing(target: Target, *, force: bool) -> None:
-    """DiskError when one of the result's files is there already and `force` is not given."""
+def claim(target: Target, *, force: bool) -> None:
+    """Make the folder of `target`. DiskError where that is impossible, or a file is there and `force` is not given."""
+    folder = target.video.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    if not os.access(folder, os.W_OK):
+        raise DiskError(f"`{folder}` cannot be written to", hint="choose another folder with -o")
     for file in target.files:
         if file.is_dir():
             raise DiskError(f"`{file}` is a folder, wanted a file name")
@@ -148,7 +154,7 @@ def write_result(
 
     `frames` (f, h, w, 3) uint8; a sequence is read twice, so it may make its frames when asked. Raises DiskError.
     """
-    refuse_existing(target, force=force)
+    claim(target, force=force)
     digest = frames_sha256(frames)
     height, width = frames[0].shape[:2]
     rate = exact_rate(fps)
@@ -197,15 +203,6 @@ def _write_sheet(path: Path, frames: Frames | Sequence[Frames], *, fps: float, f
 
 def _each(frames: Frames | Sequence[Frames]) -> Any:
     return (frames[i] for i in range(len(frames)))
-
-
-def _prepare_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    if not os.access(folder, os.W_OK):
-        raise DiskError(f"`{folder}` cannot be written to", hint="choose another folder with -o")
 
 
 def _write_text(path: Path, text: str, *, force: bool) -> None:

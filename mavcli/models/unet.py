@@ -298,7 +298,7 @@ class ResBlock(nn.Module):
         if self.temporal_emb is not None and context.fps_emb is not None:
             emb = emb + self.temporal_emb(context.fps_emb).repeat_interleave(context.frames, dim=0)
         if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=-1)
+            scale, shift = emb[:: context.frames].chunk(2, dim=-1)  # one row a clip: its frames share it
             h = self.out_layers[0](h, scale=scale, shift=shift, activation=self.activation)
         else:
             h = self.out_layers[0](h + emb[:, :, None, None].to(h.dtype), activation=self.activation)
@@ -346,7 +346,7 @@ class AttentionBlock(nn.Module):
             k, v = torch.cat([ek, k], dim=2), torch.cat([ev, v], dim=2)
             if context.token_mask is not None:
                 mask = F.pad(context.token_mask, (0, height * width)).repeat_interleave(context.frames, dim=0)
-        h = rearrange(attend(q, k, v, mask=mask), "n d (h w) c -> n (d c) h w", h=height)
+        h = rearrange(attend(q, k, v, mask=mask), "n d (h w) c -> n h w (d c)", h=height).permute(0, 3, 1, 2)
         x = x + F.conv2d(h, self.proj_out.weight[..., None], self.proj_out.bias)
         return x if self.temporal is None else self.temporal(x, context.frames, context.fps_emb)
 

@@ -149,7 +149,7 @@ def train_stage(
     task, parents = _build(stage, recipe, config, backend)
     if checkpoint is not None:
         _refuse_changes(checkpoint, _identity(stage, recipe, parents), folder)
-    trainer = _Trainer(task, stage, backend, inherited=bool(parents))
+    trainer = _Trainer(task, stage, backend, inherited=any(p.role in stage.parents for p in parents))
     if not trainer.count or (config.train == "temporal" and config.image_batch):
         raise RecipeError(
             f"stage `{name}` trains nothing {'on still images ' if trainer.count else ''}with `train: temporal`",

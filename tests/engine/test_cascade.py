@@ -70,7 +70,8 @@ def test_a_text_becomes_76_frames_at_the_largest_size(cascade, small):
 def test_the_whole_chain_is_its_parts(cascade, base):
     whole = cascade.text_to_video(["a dog surfing"], [Draw(0)], fps=24, frames=11)
     parts = cascade.sr_h(
-        cascade.sr_l(cascade.interpolate(base[:, :3], [Draw(0)], skip=5, fps=24), [Draw(0)], fps=24), [Draw(0)]
+        cascade.sr_l(cascade.interpolate(base[:, :3], [Draw(0)], skip=5, fps=24), [Draw(0)], fps=24),
+        [Draw(0)],
     )
     assert torch.equal(whole, parts)
 
@@ -117,7 +118,9 @@ def test_any_number_of_known_frames_at_any_distance_comes_back(cascade, keys, sk
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
 @pytest.mark.parametrize("length", [1, 3, 20])
 def test_extrapolation_keeps_the_given_frames_and_adds_exactly_the_rest(cascade, length, direction):
-    given = torch.randint(0, 256, (1, length, 3, 8, 8), generator=torch.Generator().manual_seed(1)) / 127.5 - 1
+    given = (
+        torch.randint(0, 256, (1, length, 3, 8, 8), generator=torch.Generator().manual_seed(1)) / 127.5 - 1
+    )
     out = cascade.extrapolate(given, [Draw(0)], frames=21, fps=12, direction=direction)
     first = {"forward": 0, "backward": 21, "both": 10}[direction]
     assert out.shape[1] == length + 21
@@ -152,9 +155,7 @@ def test_sr_h_gives_equal_frames_for_equal_input_so_its_noise_is_shared(cascade)
 
 def test_sr_h_does_not_depend_on_its_chunks(tiny, small):
     frames = torch.nn.functional.interpolate(small[0, :9], 16)[None]
-    chunks = [
-        open_cascade(tiny, f"cascade.sr_h.chunk={n}").sr_h(frames, [Draw(0)]) for n in (1, 4, 16)
-    ]
+    chunks = [open_cascade(tiny, f"cascade.sr_h.chunk={n}").sr_h(frames, [Draw(0)]) for n in (1, 4, 16)]
     assert all(float((c - chunks[0]).abs().max()) < ONE_STEP for c in chunks)
 
 
@@ -172,7 +173,9 @@ def test_a_decoder_may_be_the_interpolation_network_that_knows_nothing(tiny, tmp
     folder = tmp_path / "family"
     shutil.copytree(tiny.parent, folder)
     (folder / "weights" / "decoder_t.safetensors").unlink()
-    one = open_cascade(folder / "tiny.yaml", "weights.decoder_t=" + str(folder / "weights/interp.safetensors"))
+    one = open_cascade(
+        folder / "tiny.yaml", "weights.decoder_t=" + str(folder / "weights/interp.safetensors")
+    )
     assert one.family.parts["decoder_t"].role == "interp"
     assert one.decode(torch.zeros(1, 16), [Draw(0)], fps=24).shape == (1, 16, 3, 8, 8)
 
@@ -205,7 +208,7 @@ def test_a_finished_draft_equals_a_direct_run(tiny, tmp_path):
         ("cascade.sr_h.sampler.steps=1", 4),
         ("cascade.interp.sampler.steps=1", 2),
         ("cascade.decoder.sampler.guidance_scale=1.5", 1),
-        ("cascade.prior.samples=1", 0),
+        ("cascade.prior.sampler.steps=1", 0),
         ("output.crf=20", 5),
     ],
 )
@@ -213,7 +216,9 @@ def test_a_changed_setting_remakes_its_stage_and_those_after_it(tiny, tmp_path_f
     work = Work(tmp_path_factory.getbasetemp() / "shared-work")
     open_cascade(tiny, work=work).text_to_video(["a dog"], [Draw(0)], fps=24, frames=6)
     listener = Listener()
-    open_cascade(tiny, change, work=work, report=listener).text_to_video(["a dog"], [Draw(0)], fps=24, frames=6)
+    open_cascade(tiny, change, work=work, report=listener).text_to_video(
+        ["a dog"], [Draw(0)], fps=24, frames=6
+    )
     assert len(listener.lines) == reused
 
 
@@ -283,7 +288,9 @@ def test_super_resolution_without_a_network_is_said_aloud(tiny, small):
 
 
 def test_slerp_stays_on_the_sphere_and_meets_both_ends():
-    a, b = torch.nn.functional.normalize(torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    a, b = torch.nn.functional.normalize(
+        torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     torch.testing.assert_close(slerp(a, b, 0.0), a)
     torch.testing.assert_close(slerp(a, b, 1.0), b)
     half = slerp(a, b, 0.5)

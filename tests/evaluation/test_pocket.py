@@ -1,6 +1,7 @@
 """`mav eval pocket`: its prompts, its counting, and the whole command on a tiny family."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from mavcli.cli.app import run
 from mavcli.data.world import HELD_OUT_PAIRS
 from mavcli.errors import UsageError
+from mavcli.evaluation import classifier
 from mavcli.evaluation.classifier import PARTS, load_classifier
 from mavcli.evaluation.pocket import (
     Prompt,
@@ -145,7 +147,7 @@ def test_the_whole_command_measures_a_tiny_family(
     assert "holds a report" in capsys.readouterr().err
     assert run([*arguments, "--force", "--full", "--held-out", "0", "--prompts", "1", "-q"]) == 0
     out = capsys.readouterr().out
-    assert "all frames of the whole chain at 24 fps" in out and "seen pairs, 1 prompts" in out
+    assert "all frames of the whole chain at 24 fps" in out and "seen pairs, 1 prompt\n" in out
     assert not (tmp_path / "found" / "held-out-01.png").exists()
 
 
@@ -192,3 +194,14 @@ def test_a_dry_run_says_what_would_be_measured(
     assert run(["eval", "pocket", "-r", tiny, "--random-weights", "--dry-run", "--prompts", "4"]) == 0
     assert "4 seen and 20 held-out prompts" in capsys.readouterr().out
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_command_trains_a_judge_and_tells_how_good_it_is(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = partial(classifier.train_classifier, steps=2, batch_size=8, pool=16)
+    monkeypatch.setattr(classifier, "train_classifier", short)
+    assert run(["eval", "pocket", "--train-classifier", "judge.safetensors", "--json", "-q"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["classifier"] == "judge.safetensors" and 0 <= told["held-out"]["actor"] < 0.6
+    load_classifier(Path("judge.safetensors"))

@@ -1,0 +1,287 @@
+"""The commands that make video, on a whole tiny family: results, reuse, refusals, batches, real inputs."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mavcli.cli.app import run
+from mavcli.media.image import write_png
+from mavcli.media.video import probe, read_clip, read_metadata, write_video
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAV_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def mav(tiny: Path, capsys: pytest.CaptureFixture[str]):
+    """Run a command with the tiny recipe: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([*map(str, arguments), "--recipe", str(tiny)])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return code, shown.out, shown.err
+
+    return call
+
+
+def picture(path: Path, height: int = 20, width: int = 31, *, seed: int = 0) -> np.ndarray:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    write_png(path, image)
+    return image
+
+
+def clip(path: Path, frames: int = 6, *, height: int = 18, width: int = 30, fps: float = 10) -> np.ndarray:
+    """A lossless clip."""
+    video = np.random.default_rng(9).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    write_video(path, video, fps=fps, codec="ffv1")
+    return video
+
+
+LOSSLESS = ("--set", "output.codec=ffv1")
+
+
+def test_generate_prints_the_path_of_a_video_with_exact_rate_and_count(mav):
+    code, out, err = mav("generate", "a dog surfing", "--fps", 12, "--frames", 11)
+    assert (code, out) == (0, "outputs/a-dog-surfing-0.mp4\n")
+    found = probe(out.strip())
+    assert (found.frames, float(found.rate), found.width, found.height) == (11, 12.0, 32, 32)
+    for name in ("a-dog-surfing-0.json", "a-dog-surfing-0.sheet.png", "a-dog-surfing-0.base.png"):
+        assert Path("outputs", name).is_file()
+    assert "key frames: outputs/a-dog-surfing-0.base.png" in err
+
+
+def test_without_a_length_there_are_76_frames(mav):
+    code, out, _ = mav("generate", "cat", "--dry-run")
+    assert code == 0 and "76 frames of 32 x 32 px at 24 fps, 3.17 s; would be written" in out
+    assert not Path("outputs").exists()
+
+
+def test_the_metadata_tell_the_whole_run_and_the_same_run_gives_the_same_frames(mav):
+    arguments = ("generate", "a dog", "--frames", 6, "--seed", 4, "--json")
+    code, out, _ = mav(*arguments, "-o", "one.mp4")
+    assert code == 0
+    (first,) = json.loads(out)["results"]
+    told = json.loads(read_metadata("one.mp4")["mav_run"])
+    assert told == json.loads(Path("one.json").read_text())
+    assert told["prompt"] == "a dog" and told["seed"] == 4 and told["dtype"] == "float32"
+    assert told["recipe"]["resolved"]["cascade"]["interp"]["frame_skip"] == 5
+    assert all(len(part["sha256"]) == 64 for part in told["weights"].values()) and len(told["weights"]) == 6
+    shutil.rmtree(Path("..") / "cache")
+    (again,) = json.loads(mav(*arguments, "-o", "two.mp4")[1])["results"]
+    assert again["frames_sha256"] == first["frames_sha256"] == told["frames_sha256"]
+
+
+def test_an_existing_file_is_refused_before_anything_is_computed(mav):
+    Path("a.mp4").write_text("mine")
+    code, out, err = mav("generate", "a dog", "-o", "a.mp4")
+    assert (code, out) == (6, "") and err.startswith("error: `a.mp4` exists\nhint: --force")
+    assert Path("a.mp4").read_text() == "mine" and not Path("../cache").exists()
+    assert mav("generate", "a dog", "--frames", 1, "-o", "a.mp4", "--force")[0] == 0
+
+
+def test_the_same_run_again_has_its_result_already_and_another_run_is_refused(mav):
+    assert mav("generate", "a dog", "--frames", 6)[0] == 0
+    before = Path("outputs/a-dog-0.mp4").stat().st_mtime_ns
+    code, out, err = mav("generate", "a dog", "--frames", 6)
+    assert (code, out) == (0, "outputs/a-dog-0.mp4\n") and "is there already, made by the same run" in err
+    assert Path("outputs/a-dog-0.mp4").stat().st_mtime_ns == before
+    assert mav("generate", "a dog", "--frames", 7)[0] == 6
+
+
+def test_a_draft_is_sixteen_key_frames_and_the_finish_goes_on_from_them(mav):
+    code, out, _ = mav("generate", "a dog", "--fps", 10, "--frames", 6, "--draft")
+    assert (code, out) == (0, "outputs/a-dog-0-draft.mp4\n")
+    found = probe(out.strip())
+    assert (found.frames, float(found.rate), found.width) == (16, 2.0, 8)
+    code, out, err = mav("generate", "a dog", "--fps", 10, "--frames", 6)
+    assert code == 0 and "P: reused" in err and "D^t: reused" in err and "↑F: reused" not in err
+    finished = json.loads(Path("outputs/a-dog-0.json").read_text())["frames_sha256"]
+    shutil.rmtree(Path("..") / "cache")
+    mav("generate", "a dog", "--fps", 10, "--frames", 6, "-o", "direct.mp4")
+    assert json.loads(Path("direct.json").read_text())["frames_sha256"] == finished
+
+
+def test_n_makes_so_many_different_videos(mav):
+    code, out, _ = mav("generate", "a dog", "-n", 3, "--frames", 1)
+    assert code == 0 and out.splitlines() == [f"outputs/a-dog-0-{i}.mp4" for i in (1, 2, 3)]
+    hashes = {json.loads(Path(f"outputs/a-dog-0-{i}.json").read_text())["frames_sha256"] for i in (1, 2, 3)}
+    assert len(hashes) == 3
+    code, _, err = mav("generate", "a dog", "-n", 2, "-o", "a.mp4")
+    assert code == 2 and "names one file, there are several results" in err
+
+
+def test_a_failing_prompt_does_not_end_the_batch_and_a_rerun_skips_what_is_done(mav):
+    Path("prompts.txt").write_text("# mine\na dog\n\nzebra quagga\nthe cat\na dog\n")
+    code, out, err = mav("generate", "--prompts", "prompts.txt", "--frames", 1)
+    assert code == 8 and out.splitlines() == ["outputs/a-dog-0.mp4", "outputs/the-cat-0.mp4"]
+    assert "failed: zebra quagga: the family `tiny` knows no word of" in err and "1 of 3 failed" in err
+    code, out, err = mav("generate", "--prompts", "prompts.txt", "--frames", 1, "--json")
+    told = json.loads(out)
+    assert code == 8 and len(told["results"]) == 2 and told["failed"][0]["item"] == "zebra quagga"
+    assert err.count("is there already") == 2
+
+
+def test_prompts_come_from_stdin_too(mav, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a dog\nA dog!\n")))
+    code, out, _ = mav("generate", "--prompts", "-", "--dry-run")
+    assert code == 0
+    names = [line.split(":")[0] for line in out.splitlines() if line.startswith("outputs/")]
+    assert len(set(names)) == 2 and all(name.startswith("outputs/a-dog-") for name in names)
+
+
+def test_unknown_words_are_named_with_their_neighbours(mav):
+    code, _, err = mav("generate", "a dogs surfin on mars", "--dry-run")
+    assert code == 2  # `a` alone says nothing
+    assert "`dogs` (near: dog)" in err and "`surfin` (near: surfing)" in err and "`mars`" in err
+    code, _, err = mav("generate", "a dog on mars", "--dry-run")
+    assert code == 0 and "words that the family `tiny` never saw are ignored: `on`, `mars`" in err
+    assert "it knows: cat, dog, sea, surfing" in err and "mav recipe ls" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "no prompt is given"),
+        (("a dog", "--prompts", "x"), "a prompt and --prompts are both given"),
+        (("",), "the prompt is empty"),
+        (("a dog", "--frames", 5, "--seconds", 1), "both given"),
+        (("a dog", "--seconds", -1), "wanted more than 0"),
+        (("a dog", "--seconds", 5000), "at most 3000"),
+        (("a dog", "--fps", 0), "--fps: `0.0` must be greater than 0"),
+        (("a dog", "-o", "x.avi"), "wanted a name that ends in .mp4"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(mav, arguments, told):
+    code, out, err = mav("generate", *arguments)
+    assert (code, out) == (2, "") and told in err
+
+
+def test_missing_weights_are_named_with_the_command_before_any_work(mav, tmp_path):
+    missing = ("--set", f"weights.dir={tmp_path}/none", "--set", f"train.out={tmp_path}/none")
+    code, out, err = mav("generate", "a dog", *missing)
+    assert (code, out) == (3, "")
+    assert "decoder_t.safetensors does not exist" in err and "hint: mav train-stage clip RECIPE" in err
+    assert not Path("outputs").exists() and not Path("../cache").exists()
+
+
+def test_random_weights_are_shouted_and_recorded(mav, tmp_path):
+    sets = ("--set", f"weights.sr_h={tmp_path}/none.safetensors", "--random-weights", "--frames", 1)
+    code, _, err = mav("generate", "a dog", *sets, "-q")
+    assert code == 0 and "warning: RANDOM WEIGHTS in SR_h" in err
+    told = json.loads(Path("outputs/a-dog-0.json").read_text())
+    assert told["random_weights"] == ["sr_h"] and told["weights"]["sr_h"]["random"] is True
+
+
+def test_quiet_prints_the_path_alone(mav):
+    assert mav("generate", "a dog", "--frames", 1, "-q")[1:] == ("outputs/a-dog-0.mp4\n", "")
+
+
+def test_animate_takes_any_picture_and_pad_keeps_its_shape(mav):
+    picture(Path("Odd Name.png"), 20, 31)
+    code, out, _ = mav("animate", "Odd Name.png", "--frames", 6)
+    assert (code, out) == (0, "outputs/odd-name-animate-0.mp4\n")
+    assert (probe(out.strip()).frames, probe(out.strip()).width) == (6, 32)
+    mav("animate", "Odd Name.png", "--frames", 3, "--fit", "pad", "-o", "pad.mp4")
+    found = probe("pad.mp4")
+    assert (found.width, found.height) == (32, 20)
+
+
+def test_interpolate_keeps_the_pictures_themselves_at_their_own_resolution(mav):
+    first, last = picture(Path("a.png"), 20, 31), picture(Path("b.png"), 20, 31, seed=1)
+    code, out, err = mav("interpolate", "a.png", "b.png", "--fit", "pad", *LOSSLESS, "-o", "ab.mkv")
+    assert code == 0 and "2 frames are the source's own, 74 come from the cascade" in err
+    frames = read_clip("ab.mkv").frames
+    assert frames.shape == (76, 20, 31, 3)
+    assert np.array_equal(frames[0], first) and np.array_equal(frames[-1], last)
+    code, _, _ = mav("interpolate", "a.png", "b.png", "a.png", "--frames", 16, *LOSSLESS, "-o", "aba.mkv")
+    frames = read_clip("aba.mkv").frames
+    assert frames.shape == (31, 20, 20, 3) and np.array_equal(frames[15], last[:, 5:25])
+    assert np.array_equal(frames[0], first[:, 5:25])
+
+
+def test_interpolate_raises_the_rate_of_a_clip_and_keeps_its_frames(mav):
+    video = clip(Path("in.mkv"), 6, fps=10)
+    code, _, _ = mav("interpolate", "in.mkv", "--factor", 3, "--fit", "pad", *LOSSLESS, "-o", "out.mkv")
+    assert code == 0
+    found = read_clip("out.mkv")
+    assert (len(found.frames), found.rate) == (16, 30)
+    assert np.array_equal(found.frames[::3], video)
+
+
+def test_interpolate_says_which_lengths_are_possible(mav):
+    picture(Path("a.png"))
+    code, _, err = mav("interpolate", "a.png", "a.png", "--frames", 20)
+    assert code == 2 and "possible are 3 to 16, or one of 16, 31, 46" in err
+    code, _, err = mav("interpolate", "a.png")
+    assert code == 4 and "hint: mav animate a.png" in err
+    clip(Path("in.mkv"), 1)
+    assert mav("interpolate", "in.mkv")[0] == 4
+    assert mav("interpolate", "in.mkv", "--factor", 99)[0] == 2
+
+
+@pytest.mark.parametrize(("direction", "first"), [("forward", 0), ("backward", 5), ("both", 2)])
+def test_extrapolate_keeps_the_clip_and_adds_to_it(mav, direction, first):
+    video = clip(Path("in.mkv"), 6, fps=10)
+    options = ("--seconds", 0.5, "--direction", direction, "--fit", "pad", *LOSSLESS)
+    code, _, _ = mav("extrapolate", "in.mkv", *options, "-o", "out.mkv")
+    assert code == 0
+    found = read_clip("out.mkv")
+    assert (len(found.frames), found.rate) == (11, 10)
+    assert np.array_equal(found.frames[first : first + 6], video)
+
+
+def test_vary_takes_clips_and_pictures_blends_and_text_differences(mav):
+    clip(Path("in.mkv"))
+    picture(Path("b.png"))
+    hashes = set()
+    for name, more in (
+        ("plain", ()),
+        ("blend", ("--blend", "b.png:0.4")),
+        ("text", ("--text-diff", "a dog", "a cat")),
+    ):
+        code, _, _ = mav("vary", "in.mkv", "--frames", 1, "-o", f"{name}.mp4", *more)
+        assert code == 0
+        hashes.add(json.loads(Path(f"{name}.json").read_text())["frames_sha256"])
+    assert len(hashes) == 3
+    assert mav("vary", "b.png", "--blend", "in.mkv")[0] == 2
+    assert mav("vary", "b.png", "--blend", "none.png:0.5")[0] == 4
+
+
+@pytest.mark.parametrize("verb", ["animate", "interpolate", "extrapolate", "vary"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"<!doctype html>", b"GIF89a....", b"\x89PNG\r\n\x1a\nbroken"]
+)
+def test_an_unusable_input_is_one_error_and_leaves_no_file(mav, verb, content):
+    if content is not None:
+        Path("in.png").write_bytes(content)
+    more = ("--seconds", 1) if verb == "extrapolate" else ()
+    code, out, err = mav(verb, "in.png", *more)
+    assert (code, out) == (4, "") and err.startswith("error: ")
+    assert [p.name for p in Path().iterdir() if p.name != "in.png"] == []
+
+
+@pytest.mark.parametrize("name", ["bee.jpg", "butterfly.jpg"])
+def test_real_photos_move(mav, shared_data, name):
+    code, out, _ = mav("animate", shared_data / "photos" / name, "--frames", 2, "--fit", "pad")
+    assert code == 0 and probe(out.strip()).frames == 2
+
+
+def test_real_clips_are_varied_and_lengthened_at_their_own_rate(mav, shared_data):
+    source = shared_data / "clips" / "asl_yes.mp4"
+    code, out, _ = mav("extrapolate", source, "--frames", 2)
+    before, after = probe(source), probe(out.strip())
+    assert code == 0 and after.rate == before.rate and after.frames == before.frames + 2
+    assert mav("vary", source, "--frames", 1)[0] == 0
