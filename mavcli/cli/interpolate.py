@@ -93,6 +93,7 @@ def interpolate(
 
 def _clip_item(session: Session, file: Path, factor: int | None, between: int | None, fit: Fit) -> Item:
     from mavcli.engine.output import slug
+    from mavcli.media.video import exact_rate
 
     source = read_source(file, session.console, wanted="either")
     if source.fps is None:
@@ -113,7 +114,7 @@ def _clip_item(session: Session, file: Path, factor: int | None, between: int | 
         [source],
         source.frames,
         [factor],
-        source.fps * factor,
+        exact_rate(source.fps * factor),
         fit,
         f"{slug(file.stem)}-x{factor}",
         {"factor": factor},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mavcli.errors import UsageError, WeightsError
+from mavcli.recipe.load import list_recipes
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.weights.locate import stage_path, trained_path
@@ -168,4 +169,4 @@ def _command(recipe: Recipe, role: str) -> str:
     families = load_manifest().families
     if recipe.weights.dir in families and getattr(recipe.weights, role) is None:
         return families[recipe.weights.dir].command(role)
-    return f"mav train-stage {role} RECIPE"
+    return f"mav train-stage {role} {recipe.name if recipe.name in list_recipes() else 'RECIPE'}"
