@@ -234,6 +234,8 @@ def _make_paths_absolute(tree: Tree, path: Path) -> None:
         value = _get(tree.value, key)
         if not isinstance(value, str) or not value or (key == ("weights", "dir") and _is_family(value)):
             continue
+        if key[0] == "weights" and value in STAGES:
+            continue
         origin = tree.origin(key)
         base = _base_of(origin, path)
         _put(tree.value, key, str((base / Path(value).expanduser()).absolute()))

@@ -22,8 +22,8 @@ class Hardware(Spec):
 class Weights(Spec):
     """Where the family's weights are: `NAME` is a folder of the package's `weights/`, anything else a path.
 
-    A folder holds `STAGE.safetensors` (or shards). A single stage can be taken from elsewhere. A relative path is
-    relative to the recipe file.
+    A folder holds `STAGE.safetensors` (or shards). A single stage can be taken from elsewhere, or from the file
+    of another stage (`decoder_t: interp`). A relative path is relative to the recipe file.
     """
 
     dir: str = Field("pocket", description="folder of the family")
@@ -189,7 +189,6 @@ class Train(Spec):
     out: str = Field("runs", description="checkpoints, metrics and samples, relative to the working folder")
     seed: int = 0
     data: Data = Data()
-    held_out: int = Field(64, ge=0, description="samples kept aside for the held-out loss")
     defaults: StageTraining = Field(StageTraining(), description="what a stage has that says nothing else")
     stages: dict[str, StageTraining] = Field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mavcli.errors import WeightsError
-from mavcli.recipe.schema import Recipe
+from mavcli.recipe.schema import STAGES, Recipe
 from mavcli.recipe.share import share_dir
 from mavcli.specs import UNetSpec
 from mavcli.weights.provenance import weight_files
@@ -24,7 +24,9 @@ def family_dir(recipe: Recipe) -> Path:
 def stage_path(recipe: Recipe, stage: str) -> Path:
     """The weight file that the recipe names for `stage`, whether it exists or not."""
     named: str | None = getattr(recipe.weights, stage)
-    return Path(named) if named is not None else family_dir(recipe) / f"{stage}.safetensors"
+    if named is None or named in STAGES:
+        return family_dir(recipe) / f"{named or stage}.safetensors"
+    return Path(named)
 
 
 def trained_path(recipe: Recipe, stage: str) -> Path:
