@@ -179,8 +179,7 @@ def train_stage(
         num_workers=workers,
         generator=torch.Generator(),  # without one, the loader draws from the global generator
     )
-    report.stage(name, config.steps)
-    report.advance(start)
+    report.stage(name, config.steps - start)
     log = _Log(folder / "metrics.jsonl", start)
     seen_at, since = start, time.monotonic()
     with _stop_requested() as stop:
@@ -224,7 +223,9 @@ class _Trainer:
     def __init__(self, task: Task, stage: Stage, backend: Backend, *, inherited: bool) -> None:
         self.task, self.stage, self.backend, self.config = task, stage, backend, task.config
         self.network = task.network
-        self.optimizers, self.count = build_optimizers(task.network, task.config, inherited=inherited)
+        self.optimizers, self.count = build_optimizers(
+            task.network, task.config, inherited=inherited, widened=stage.masks
+        )
         self.trained = [p for p in task.network.parameters() if p.requires_grad]
         self.average: dict[str, Tensor] = {}
         self.smooth = float("nan")

@@ -69,17 +69,18 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizers(
-    network: nn.Module, config: StageTraining, *, inherited: bool
+    network: nn.Module, config: StageTraining, *, inherited: bool, widened: bool = False
 ) -> tuple[list[torch.optim.Optimizer], int]:
     """The optimisers of a stage, and how many parameters they train.
 
     With `config.train` = "temporal" only what inflation added is trained; `inherited` layers learn at `spatial_lr` times
-    the rate. Every group keeps its full rate as `base_lr` for the schedule.
+    the rate. The stem of a `widened` network is new too: its columns for the mask start at zero. Every group keeps its
+    full rate as `base_lr` for the schedule.
     """
     adam: dict[float, list[nn.Parameter]] = {}
     muon: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        new = is_temporal(name)
+        new = is_temporal(name) or (widened and name == "input_blocks.0.0.weight")
         parameter.requires_grad_(new or config.train == "all")
         if not parameter.requires_grad:
             continue

@@ -97,16 +97,18 @@ def weights(folder: Path) -> Path:
 def test_weights_ls_says_what_is_missing_and_how_to_get_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mavcli.recipe.share import share_dir
     from mavcli.weights import manifest
 
     (tmp_path / "pocket").mkdir()
-    (tmp_path / "manifest.yaml").write_text((share_dir("weights") / "manifest.yaml").read_text())
+    (tmp_path / "manifest.yaml").write_text(
+        "families:\n  pocket:\n    title: t\n    licence: Apache-2.0\n    source: s\n    get: mav train-stage STAGE pocket\n"
+        "    files: {sr_l: sr_l.safetensors, sr_h: sr_h.safetensors}\n"
+    )
     monkeypatch.setattr(manifest, "share_dir", lambda name: tmp_path)
     weights(tmp_path / "pocket")
     stray = weights(tmp_path).rename(tmp_path / "stray.safetensors")
     out = shown(capsys, "weights", "ls")
-    assert "  1 of 8 stages present, " in out and "  sr_h       missing  mav train-stage sr_h pocket" in out
+    assert "  1 of 2 stages present, " in out and "  sr_h  missing  mav train-stage sr_h pocket" in out
     assert f"  {stray}" in out.splitlines()
     assert shown(capsys, "weights", "ls", "-q").splitlines() == [
         str(tmp_path / "pocket" / "sr_l.safetensors"),
