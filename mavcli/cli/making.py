@@ -160,11 +160,6 @@ class Session:
         self.family = find_family(self.recipe, pieces, random_weights=self.common.random_weights)
         for text in self.family.warnings:
             self.console.warning(text)
-        if self.kind != "generate" and self.recipe.cascade.clip.network.vocabulary is not None:
-            self.console.warning(
-                f"recipe `{self.recipe.name}` knows nothing but the small world of its training: of another picture it keeps "
-                "the frames that it is given, and makes up the rest from that world"
-            )
 
     def run(self, items: Sequence[Item], *, batch: bool = False) -> None:
         """Make every item. In a `batch` the failure of one does not stop the others, and ends in exit code 8."""
@@ -180,6 +175,11 @@ class Session:
         waiting = [job for job in jobs if job.fault is None and job.finished is None]
         if waiting:
             cascade = self._cascade()
+            if self.kind != "generate" and self.recipe.cascade.clip.network.vocabulary is not None:
+                self.console.warning(
+                    f"recipe `{self.recipe.name}` knows nothing but the small world of its training: of another picture "
+                    "it keeps the frames that it is given, and makes up the rest from that world"
+                )
             self.console.plan(sum(job.item.cost(cascade) for job in waiting))
         for job in jobs:
             try:
