@@ -94,7 +94,14 @@ class TemporalAttention(nn.Module):
         v = qkv[2]
         mask = None if self.bias is None else self.bias(frames).to(q.dtype)
         h = rearrange(attend(q, k, v, mask=mask), "(b h w) d f c -> (b f) h w (d c)", h=height, w=width)
-        return x + pointwise(h.permute(0, 3, 1, 2), self.proj_out)
+        return residual(x, pointwise(h.permute(0, 3, 1, 2), self.proj_out))
+
+
+def residual(x: Tensor, h: Tensor) -> Tensor:
+    """x + h, in h's memory where no gradient needs it: h must be a tensor that nothing else holds."""
+    if torch.is_grad_enabled() or h.dtype != x.dtype:
+        return x + h
+    return h.add_(x)
 
 
 def pointwise(x: Tensor, layer: nn.Linear) -> Tensor:

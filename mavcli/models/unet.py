@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mavcli.models.attention import attend
 from mavcli.models.embeddings import Condition, FpsEmbedding, sinusoid, weight_dtype
 from mavcli.models.normalisation import GroupNorm
-from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, zero_linear
+from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, residual, zero_linear
 from mavcli.models.transformer import Transformer, padding_mask
 from mavcli.specs import UNetSpec
 
@@ -303,7 +303,7 @@ class ResBlock(nn.Module):
         else:
             h = self.out_layers[0](h + emb[:, :, None, None].to(h.dtype), activation=self.activation)
         h = self.out_layers[3](self.out_layers[2](h), context.frames)
-        return self.skip_connection(x) + h
+        return residual(self.skip_connection(x), h)
 
 
 class AttentionBlock(nn.Module):
@@ -347,7 +347,7 @@ class AttentionBlock(nn.Module):
             if context.token_mask is not None:
                 mask = F.pad(context.token_mask, (0, height * width)).repeat_interleave(context.frames, dim=0)
         h = rearrange(attend(q, k, v, mask=mask), "n d (h w) c -> n h w (d c)", h=height).permute(0, 3, 1, 2)
-        x = x + F.conv2d(h, self.proj_out.weight[..., None], self.proj_out.bias)
+        x = residual(x, F.conv2d(h, self.proj_out.weight[..., None], self.proj_out.bias))
         return x if self.temporal is None else self.temporal(x, context.frames, context.fps_emb)
 
 
