@@ -149,7 +149,9 @@ def train_stage(
     task, parents = _build(stage, recipe, config, backend)
     if checkpoint is not None:
         _refuse_changes(checkpoint, _identity(stage, recipe, parents), folder)
-    trainer = _Trainer(task, stage, backend, inherited=any(p.role in stage.parents for p in parents))
+    trainer = _Trainer(
+        task, stage, backend, inherited=any(p.role in stage.parents for p in parents), widened=stage.masks
+    )
     if not trainer.count or (config.train == "temporal" and config.image_batch):
         raise RecipeError(
             f"stage `{name}` trains nothing {'on still images ' if trainer.count else ''}with `train: temporal`",
@@ -220,11 +222,13 @@ def train_stage(
 class _Trainer:
     """The network in training, its exponential moving average and its optimisers."""
 
-    def __init__(self, task: Task, stage: Stage, backend: Backend, *, inherited: bool) -> None:
+    def __init__(
+        self, task: Task, stage: Stage, backend: Backend, *, inherited: bool, widened: bool = False
+    ) -> None:
         self.task, self.stage, self.backend, self.config = task, stage, backend, task.config
         self.network = task.network
         self.optimizers, self.count = build_optimizers(
-            task.network, task.config, inherited=inherited, widened=stage.masks
+            task.network, task.config, inherited=inherited, widened=widened
         )
         self.trained = [p for p in task.network.parameters() if p.requires_grad]
         self.average: dict[str, Tensor] = {}
