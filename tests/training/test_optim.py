@@ -110,3 +110,16 @@ def test_the_moving_average_is_the_average_it_says():
         expected = decay * expected + (1 - decay) * network[0].weight.detach()
         torch.testing.assert_close(trainer.average["0.weight"], expected)
     assert int(trainer.average["1.num_batches_tracked"]) == 12
+
+
+def test_the_stem_of_a_widened_network_learns_at_the_full_rate_and_even_where_only_temporal_layers_do():
+    network = nn.Module()
+    network.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(7, 32, 3)])])
+    network.other = nn.Linear(32, 32)
+    stem = network.input_blocks[0][0].weight
+    config = StageTraining(lr=1e-3, spatial_lr=0.1)
+    for widened, rate in ((True, 1e-3), (False, 1e-4)):
+        (adam,), _ = build_optimizers(network, config, inherited=True, widened=widened)
+        assert [g["base_lr"] for g in adam.param_groups if any(p is stem for p in g["params"])] == [rate]
+    build_optimizers(network, StageTraining(train="temporal"), inherited=True, widened=True)
+    assert stem.requires_grad and not network.other.weight.requires_grad
