@@ -7,7 +7,6 @@ recipe, hash of the state). A folder without a matching hash does not count, and
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mavcli.errors import DiskError, DivergedError
+from mavcli.weights.provenance import file_sha256
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{7})")
@@ -116,11 +116,6 @@ def remove_stale(folder: Path) -> None:
         pid = int(path.name.rsplit("-", 1)[-1])
         if pid != os.getpid() and not _alive(pid):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folders(folder: Path) -> list[Path]:
