@@ -32,6 +32,9 @@ class ClipSpec(Spec):
     text_heads: int = Field(8, ge=1)
     text_layers: int = Field(12, ge=1)
     quick_gelu: bool = Field(False, description="OpenAI's towers use QuickGELU")
+    unit_norm: bool = Field(
+        True, description="embeddings have length 1; Karlo's networks read OpenAI's as they come, unnormalised"
+    )
     vocabulary: tuple[str, ...] | None = Field(
         None, description="the words the text tower knows; null for CLIP's whole byte-pair vocabulary"
     )
@@ -50,6 +53,9 @@ class PriorSpec(Spec):
     layers: int = Field(24, ge=1)
     num_heads: int = Field(32, ge=1)
     final_norm: bool = True
+    null_text: Literal["masked", "empty"] = Field(
+        "masked", description="what guidance takes for no text: every token masked, or the empty prompt (Karlo)"
+    )
 
 
 class UNetSpec(Spec):
@@ -69,6 +75,10 @@ class UNetSpec(Spec):
     )
     mask_channels: int = Field(
         0, ge=0, description="4 for frame interpolation: masked RGB and the mask (section 3.3)"
+    )
+    mask_fill: Literal["zeros", "nearest"] = Field(
+        "zeros",
+        description="what unknown frames show: nothing (the paper), or the nearest known frame and how near it is",
     )
     patch: int = Field(1, description="pixel-unshuffle factor of the stem; 1 is ADM's own stem")
     model_channels: int = Field(320, ge=1)
@@ -153,6 +163,15 @@ class ClassifierSpec(Spec):
     actors: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+
+
+class MotionJudgeSpec(Spec):
+    """The judge of motion in the pocket world, for `mav eval` alone: a clip -> the action that moves like it."""
+
+    image_size: int = Field(64, ge=32)
+    widths: tuple[int, ...] = (32, 64, 96, 128)
+    hidden: int = Field(128, ge=1)
+    actions: tuple[str, ...] = ()
 
 
 class ScheduleSpec(Spec):

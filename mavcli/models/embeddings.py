@@ -100,3 +100,22 @@ class Condition:
         return Condition(
             **{f.name: None if (v := getattr(self, f.name)) is None else v.to(device) for f in fields(self)}
         )
+
+
+def fill_unknown(masked_video: Tensor) -> Tensor:
+    """masked_video (b, f, 4, h, w), unknown frames zeroed -> the same with these showing the nearest known frame.
+
+    The mask becomes 1 / (1 + distance in frames): 1 where a frame is known, and 0 where none is. So what a small network
+    would have to carry from frame to frame lies before every frame's own eyes. The earlier of two as near is taken.
+    """
+    frames = masked_video.shape[1]
+    known = masked_video[:, :, 3].amax((-2, -1)) > 0  # b f
+    place = torch.arange(frames, device=known.device)
+    distance = (place[:, None] - place).abs().expand(len(known), -1, -1)  # b f f
+    distance = distance.masked_fill(~known[:, None, :], 2 * frames)
+    nearest, source = distance.min(dim=-1)
+    near = (1 / (1 + nearest.to(masked_video.dtype))) * known.any(dim=1)[:, None]
+    rows = torch.arange(len(known), device=known.device)[:, None]
+    rgb = masked_video[rows, source][:, :, :3]
+    mask = near[:, :, None, None, None].expand(*rgb.shape[:2], 1, *rgb.shape[3:])
+    return torch.cat([rgb, mask], dim=2)

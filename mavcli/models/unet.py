@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.models.attention import attend
-from mavcli.models.embeddings import Condition, FpsEmbedding, sinusoid, weight_dtype
+from mavcli.models.embeddings import Condition, FpsEmbedding, fill_unknown, sinusoid, weight_dtype
 from mavcli.models.normalisation import GroupNorm
 from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, residual, zero_linear
 from mavcli.models.transformer import Transformer, padding_mask
@@ -29,6 +29,7 @@ class Context:
     """What every block of one forward pass shares.
 
     emb (b f, e); tokens (b, n, d) or None with token_mask (b, 1, 1, n) added to the scores; fps_emb (b, e) or None.
+    With `cross_frame` the spatial attention of every frame also reads the first frame of its clip.
     """
 
     emb: Tensor
@@ -36,10 +37,16 @@ class Context:
     tokens: Tensor | None = None
     token_mask: Tensor | None = None
     fps_emb: Tensor | None = None
+    cross_frame: bool = False
 
 
 class UNet(nn.Module):
-    """Predicts what its schedule says (noise, x0 or v) from x_t, t and a condition."""
+    """Predicts what its schedule says (noise, x0 or v) from x_t, t and a condition.
+
+    `cross_frame` is set from outside, for a network whose temporal layers nothing has trained (arXiv 2303.13439, 3.2).
+    """
+
+    cross_frame = False
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__()
@@ -139,7 +146,10 @@ class UNet(nn.Module):
         frames = x.shape[1]
         context = self._context(t, condition, frames)
 
-        extra = [c for c in (condition.masked_video, condition.low_res) if c is not None]
+        masked = condition.masked_video
+        if masked is not None and self.spec.mask_fill == "nearest":
+            masked = fill_unknown(masked)
+        extra = [c for c in (masked, condition.low_res) if c is not None]
         h = rearrange(torch.cat([x, *(c.to(x.dtype) for c in extra)], dim=2), "b f c h w -> (b f) c h w")
         h = F.pixel_unshuffle(h, self.spec.patch) if self.spec.patch > 1 else h
         h = h.to(weight_dtype(self.out)).contiguous(memory_format=torch.channels_last)
@@ -227,6 +237,7 @@ class UNet(nn.Module):
             tokens=torch.cat(tokens, dim=1) if tokens else None,
             token_mask=mask,
             fps_emb=fps,
+            cross_frame=self.cross_frame and frames > 1,
         )
 
     def _image_embedding(self, condition: Condition, batch: int) -> Tensor:
@@ -338,17 +349,36 @@ class AttentionBlock(nn.Module):
         height, width = x.shape[2:]
         qkv = F.conv2d(self.norm(x), self.qkv.weight[..., None], self.qkv.bias)
         q, k, v = rearrange(qkv, "n (three d c) h w -> three n d (h w) c", three=3, d=self.num_heads)
-        mask = None
+        own, mask = k.shape[2], None
+        if context.cross_frame:
+            k, v, mask = with_first_frame(k, v, context.frames)
         if self.encoder_kv is not None and context.tokens is not None:
             tokens = F.linear(context.tokens, self.encoder_kv.weight[..., 0], self.encoder_kv.bias)
             tokens = tokens.repeat_interleave(context.frames, dim=0)
             ek, ev = rearrange(tokens, "n t (two d c) -> two n d t c", two=2, d=self.num_heads)
             k, v = torch.cat([ek, k], dim=2), torch.cat([ev, v], dim=2)
             if context.token_mask is not None:
-                mask = F.pad(context.token_mask, (0, height * width)).repeat_interleave(context.frames, dim=0)
+                seen = F.pad(context.token_mask, (0, own)).repeat_interleave(context.frames, dim=0)
+                mask = seen if mask is None else torch.cat([seen, mask[..., own:].to(seen.dtype)], dim=-1)
+            elif mask is not None:
+                mask = F.pad(mask, (ek.shape[2], 0))
         h = rearrange(attend(q, k, v, mask=mask), "n d (h w) c -> n h w (d c)", h=height).permute(0, 3, 1, 2)
         x = residual(x, F.conv2d(h, self.proj_out.weight[..., None], self.proj_out.bias))
         return x if self.temporal is None else self.temporal(x, context.frames, context.fps_emb)
+
+
+def with_first_frame(k: Tensor, v: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values ((b f), heads, n, c) of every frame, followed by those of the first frame of its clip.
+
+    The mask ((b f), 1, 1, 2 n) hides the latter from the first frame itself, which would count its own twice.
+    """
+
+    def both(x: Tensor) -> Tensor:
+        return torch.cat([x, x[::frames].repeat_interleave(frames, dim=0)], dim=2)
+
+    mask = torch.zeros(len(k), 1, 1, 2 * k.shape[2], dtype=k.dtype, device=k.device)
+    mask[::frames, ..., k.shape[2] :] = float("-inf")
+    return both(k), both(v), mask
 
 
 class Downsample(nn.Module):

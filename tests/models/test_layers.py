@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from mavcli.models import attention, pseudo3d
 from mavcli.models.attention import attend
-from mavcli.models.embeddings import FpsEmbedding, sinusoid
+from mavcli.models.embeddings import FpsEmbedding, fill_unknown, sinusoid
 from mavcli.models.normalisation import GroupNorm
 from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, rotate, temporal_conv
+from mavcli.models.unet import UNet
 
 
 def reference_norm(
@@ -239,3 +240,38 @@ def test_the_frame_rate_is_embedded_by_its_logarithm():
     argument = sinusoid(100 * rates.log(), 16)
     torch.testing.assert_close(embed(rates), embed.mlp(argument))
     assert torch.pdist(embed(rates)).min() > 1e-3
+
+
+def test_an_unknown_frame_shows_the_nearest_known_one_and_how_near_it_is():
+    torch.manual_seed(0)
+    known = torch.tensor([[1, 0, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0], [0] * 6]).bool()
+    mask = known[:, :, None, None, None].float()
+    picture = torch.randn(3, 6, 3, 4, 4)
+    masked = torch.cat([picture * mask, mask.expand(3, 6, 1, 4, 4)], dim=2)
+
+    filled = fill_unknown(masked)
+
+    for clip, sources in ((0, [0, 0, 0, 5, 5, 5]), (1, [3] * 6)):
+        assert torch.equal(filled[clip, :, :3], picture[clip, sources])
+        distance = (torch.arange(6) - torch.tensor(sources)).abs()
+        assert torch.equal(filled[clip, :, 3, 0, 0], 1 / (1 + distance.float()))
+    assert torch.equal(filled[2], masked[2])  # nothing is known: nothing is shown
+    assert torch.equal(filled[0, known[0]], masked[0, known[0]])
+
+
+@torch.no_grad()
+def test_a_filling_network_says_what_one_of_the_paper_says_of_the_filled_frames(helpers):
+    family = helpers.families["pocket decoder"]
+    spec = family.inflated(mask_channels=4)
+    paper, filling = UNet(spec).eval(), UNet(spec.model_copy(update={"mask_fill": "nearest"})).eval()
+    helpers.perturb(paper)
+    filling.load_state_dict(paper.state_dict())
+    x, t, condition = family.inputs(1, 4)
+    masked = torch.zeros(1, 4, 4, *x.shape[3:])
+    masked[:, 1, :3], masked[:, 1, 3] = torch.randn(*x.shape[2:]), 1.0
+
+    def say(network: UNet, masked: Tensor) -> Tensor:
+        return network(x, t, helpers.replace(condition, masked_video=masked))
+
+    assert torch.equal(say(filling, masked), say(paper, fill_unknown(masked)))
+    assert not torch.allclose(say(filling, masked), say(paper, masked))
