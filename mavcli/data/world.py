@@ -190,9 +190,11 @@ class _Frame(NamedTuple):
 
 
 class _Canvas:
-    """An RGB image that is drawn on in unit coordinates, supersampled."""
+    """An RGB image that is drawn on in unit coordinates, supersampled; it remembers where actor and camera were put."""
 
     def __init__(self, size: int) -> None:
+        self.frame, self.stretch = _Frame(0.5, 0.5), 1.0
+        self.camera = self.lift = 0.0
         self.side = size * _SUPERSAMPLE
         self.image = Image.new("RGB", (self.side, self.side))
         self._draw = ImageDraw.Draw(self.image)
@@ -220,6 +222,7 @@ class _Canvas:
 
     def sprite(self, actor: str, frame: _Frame, scale: float, mirrored: bool, sx: float, sy: float) -> None:
         """Paste the actor centred in `frame`, its cell `scale` wide, stretched by sx and sy along its own axes."""
+        self.frame, self.stretch = frame, sy
         s = self.side
         mip = _mip(actor, scale * s)
         n = mip.width
@@ -422,6 +425,7 @@ _DRAW_PLACE: dict[str, Callable[[_Canvas, _View], None]] = {
 
 def _draw_place(c: _Canvas, scene: Scene, camera: float, lift: float = 0.0) -> None:
     """Draw the place for a camera `camera` frame sides to the right; `lift` moves its ground down."""
+    c.camera, c.lift = camera, lift
     if scene.mirrored:
         # Mirrored places let features stand on either side; the camera's own direction must not change with that.
         camera = -camera
@@ -695,6 +699,27 @@ def render(scene: Scene, time: float, size: int) -> np.ndarray:
     canvas = _Canvas(size)
     _DRAW_ACTION[scene.action](canvas, scene, time)
     return canvas.pixels()
+
+
+class Pose(NamedTuple):
+    """Where actor and camera of a scene are at one instant: lengths in frame sides, the angle in radians."""
+
+    x: float
+    y: float
+    angle: float
+    stretch: float
+    """Height of the actor relative to its usual one."""
+    camera: float
+    """How far the foreground has moved to the left."""
+    lift: float
+    """How far the ground lies below its usual line."""
+
+
+def pose(scene: Scene, time: float) -> Pose:
+    """What moves in the picture that `render` draws, as numbers: for measuring, never for training a generator."""
+    canvas = _Canvas(1)
+    _DRAW_ACTION[scene.action](canvas, scene, time)
+    return Pose(*canvas.frame, canvas.stretch, canvas.camera, canvas.lift)
 
 
 def render_clip(scene: Scene, *, fps: float, frames: int, size: int, start: float = 0.0) -> np.ndarray:

@@ -1,15 +1,16 @@
 """`mav eval pocket`: whether the pocket family shows what its prompts say, and whether it moves.
 
 Prompts are drawn from the pairs (actor, action) of the training pictures and, apart from them, from the pairs that no
-training data shows. Each goes through the whole text-to-video chain; a classifier that generation never saw reads the
-frames. Intervals are Wilson's, 95 %.
+training data shows. Each goes through the whole text-to-video chain; judges that generation never saw read it: one names
+actor, action and place in the frames, the other says from the trajectories alone whose motion it is. Intervals are
+Wilson's, 95 %.
 
 b samples, f frames, c channels, h w pixels, float32 in [-1, 1].
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,15 @@ from mavcli.engine.family import Family, Piece, find_family
 from mavcli.engine.randomness import Draw
 from mavcli.errors import UsageError
 from mavcli.evaluation.classifier import LABELS, PARTS, Classifier, Part, probabilities
+from mavcli.evaluation.intervals import wilson
 from mavcli.evaluation.motion import Motion, mean_motion, motion_of, rank_correlation, shuffled
+from mavcli.evaluation.trajectory import Course, MotionJudge, MotionReading, read_motion
 from mavcli.media.frames import to_float, to_uint8
 from mavcli.media.image import write_png
 from mavcli.recipe.schema import Recipe
 
+Aspect = Part | Literal["motion"]
+ASPECTS: tuple[Aspect, ...] = (*PARTS, "motion")
 Group = Literal["seen", "held-out"]
 Scope = Literal["base", "full"]
 
@@ -46,6 +51,19 @@ _PIECES: dict[Scope, tuple[Piece, ...]] = {
 _STREAM = 0x70726F
 _FIRST_SAMPLE: dict[Group, int] = {"seen": 0, "held-out": 1_000_000}
 _SHEET_FRAMES, _SHEET_ROWS = 8, 30
+_GREEN, _RED = (120, 220, 120), (255, 120, 110)
+# What tells an action's motion from the others': a signal and its statistic. Directions are as the renderer's, so only
+# sizes are compared.
+_TELLING: dict[str, tuple[tuple[str, str], ...]] = {
+    "surfing": (("angle", "amplitude"), ("angle", "frequency")),
+    "flying": (("camera", "speed"), ("y", "amplitude")),
+    "driving": (("camera", "speed"),),
+    "bouncing": (("y", "amplitude"), ("y", "frequency")),
+    "spinning": (("angle", "speed"),),
+    "falling": (("angle", "amplitude"), ("angle", "frequency"), ("lift", "speed")),
+    "swimming": (("angle", "amplitude"), ("angle", "frequency")),
+    "skating": (("x", "amplitude"), ("x", "frequency")),
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +93,14 @@ class Reading:
     motion: Motion
     rendered: Motion
     shuffled: Motion
+    moves: MotionReading
+    rendered_moves: MotionReading
+    shuffled_moves: MotionReading
 
-    def right(self, part: Part) -> bool:
-        return self.found[part] == getattr(self.prompt, part)
+    def right(self, aspect: Aspect) -> bool:
+        if aspect == "motion":
+            return self.moves.found == self.prompt.action
+        return self.found[aspect] == getattr(self.prompt, aspect)
 
 
 @dataclass(frozen=True)
@@ -117,16 +140,6 @@ class FpsControl:
     rho_per_frame_rendered: float
 
 
-def wilson(right: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a share (Wilson 1927): its ends lie in [0, 1], also when all or none are right."""
-    if total < 1 or not 0 <= right <= total:
-        raise ValueError(f"{right} of {total} is no share")
-    p, z2 = right / total, z * z
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def draw_prompts(count: int, *, group: Group, seed: int) -> list[Prompt]:
     """`count` prompts, uniform over the pairs of the group and over the places; a pure function of (group, seed)."""
     first = _FIRST_SAMPLE[group]
@@ -158,14 +171,15 @@ def _words() -> set[str]:
     return {word for text in texts for word in text.split()}
 
 
-def plan(cascade: Cascade, *, prompts: int, fps_prompts: int, scope: Scope) -> float:
+def plan(cascade: Cascade, *, prompts: int, fps_prompts: int, scope: Scope, stage_prompts: int = 0) -> float:
     """The cost of the whole evaluation, in the unit of the cascade's reports."""
     base = cascade.cost_of_prior(1) + cascade.cost_of_decoder(1)
-    whole = base
-    if scope == "full":
-        keys, frames = cascade.parts.decoder.frames, cascade.natural_frames
-        whole += cascade.cost_of_fill_up(keys, frames) + cascade.cost_of_enlarge(frames)
-    return prompts * whole + fps_prompts * len(FPS_LADDER) * base
+    keys, frames = cascade.parts.decoder.frames, cascade.natural_frames
+    chains = stage_prompts + (prompts if scope == "full" else 0)
+    cost = (prompts + stage_prompts + fps_prompts * len(FPS_LADDER)) * base
+    if chains:
+        cost += chains * (cascade.cost_of_fill_up(keys, frames) + cascade.cost_of_enlarge(frames))
+    return cost
 
 
 def generate(cascade: Cascade, prompts: Sequence[Prompt], *, scope: Scope, fps: float, seed: int) -> Tensor:
@@ -176,9 +190,19 @@ def generate(cascade: Cascade, prompts: Sequence[Prompt], *, scope: Scope, fps: 
     return base if scope == "base" else cascade.finish(base, draws, fps=fps)
 
 
-def read_clip(judge: Classifier, clip: Tensor, prompt: Prompt, *, fps: float, seed: int) -> Reading:
+@dataclass(frozen=True)
+class Judges:
+    """Who reads the clips: one the pictures, one the motion."""
+
+    pictures: Classifier
+    motion: MotionJudge
+
+
+def read_clip(judges: Judges, clip: Tensor, prompt: Prompt, *, fps: float, seed: int) -> Reading:
     """Read one clip (f, 3, h, w) of `fps` frames a second, and compare its motion with a rendered clip's and its own shuffled."""
-    found = probabilities(judge, clip)
+    found = probabilities(judges.pictures, clip)
+    truth_clip = rendered_clip(prompt, fps=fps, frames=len(clip), size=clip.shape[-1], seed=seed)
+    disorder = shuffled(clip, seed=prompt.sample)
     mean = {part: rows.mean(0) for part, rows in found.items()}
     truth = {part: LABELS[part].index(getattr(prompt, part)) for part in PARTS}
     return Reading(
@@ -187,8 +211,11 @@ def read_clip(judge: Classifier, clip: Tensor, prompt: Prompt, *, fps: float, se
         confidence={part: float(mean[part].max()) for part in PARTS},
         frames_right={part: float((found[part].argmax(-1) == truth[part]).float().mean()) for part in PARTS},
         motion=motion_of(clip),
-        rendered=motion_of(rendered_clip(prompt, fps=fps, frames=len(clip), size=clip.shape[-1], seed=seed)),
-        shuffled=motion_of(shuffled(clip, seed=prompt.sample)),
+        rendered=motion_of(truth_clip),
+        shuffled=motion_of(disorder),
+        moves=read_motion(judges.motion, clip, fps=fps),
+        rendered_moves=read_motion(judges.motion, truth_clip, fps=fps),
+        shuffled_moves=read_motion(judges.motion, disorder, fps=fps),
     )
 
 
@@ -207,7 +234,7 @@ def rendered_clip(prompt: Prompt, *, fps: float, frames: int, size: int, seed: i
 
 def measure(
     cascade: Cascade,
-    judge: Classifier,
+    judges: Judges,
     prompts: Sequence[Prompt],
     *,
     scope: Scope,
@@ -222,7 +249,7 @@ def measure(
         some = prompts[start : start + batch]
         clips = generate(cascade, some, scope=scope, fps=fps, seed=seed)
         for prompt, clip in zip(some, clips, strict=True):
-            readings.append(read_clip(judge, clip, prompt, fps=shown_fps, seed=seed))
+            readings.append(read_clip(judges, clip, prompt, fps=shown_fps, seed=seed))
             chosen = np.linspace(0, len(clip) - 1, _SHEET_FRAMES).round().astype(int)
             looks.append(to_uint8(clip[torch.from_numpy(chosen)]))
     return readings, looks
@@ -256,14 +283,47 @@ def control_fps(cascade: Cascade, prompts: Sequence[Prompt], *, seed: int, batch
     )
 
 
-def shares(readings: Sequence[Reading]) -> dict[Part | Literal["all three"], Share]:
-    """How many clips are read as their prompts say, for each part and for all parts at once."""
+def shares(readings: Sequence[Reading]) -> dict[Aspect | Literal["all four"], Share]:
+    """How many clips are read as their prompts say, for each aspect and for all at once."""
     total = len(readings)
-    each: dict[Part | Literal["all three"], Share] = {
-        part: Share(sum(r.right(part) for r in readings), total) for part in PARTS
+    each: dict[Aspect | Literal["all four"], Share] = {
+        aspect: Share(sum(r.right(aspect) for r in readings), total) for aspect in ASPECTS
     }
-    each["all three"] = Share(sum(all(r.right(part) for part in PARTS) for r in readings), total)
+    each["all four"] = Share(sum(all(r.right(aspect) for aspect in ASPECTS) for r in readings), total)
     return each
+
+
+def motion_controls(readings: Sequence[Reading]) -> dict[str, Share]:
+    """How often the motion of rendered clips is read as their action's, and that of the generated clips' shuffled frames."""
+    told = {
+        "rendered": [r.rendered_moves for r in readings],
+        "shuffled": [r.shuffled_moves for r in readings],
+    }
+    return {
+        name: Share(sum(m.found == r.prompt.action for m, r in zip(moves, readings, strict=True)), len(moves))
+        for name, moves in told.items()
+    }
+
+
+def trajectories(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """Of each action, what tells its motion: medians over the rendered and over the generated clips."""
+
+    def value(courses: dict[str, Course], signal: str, statistic: str) -> float:
+        return abs(getattr(courses[signal], statistic))
+
+    return [
+        {
+            "action": action,
+            "signal": signal,
+            "statistic": statistic,
+            "rendered": float(np.median([value(r.rendered_moves.courses, signal, statistic) for r in some])),
+            "generated": float(np.median([value(r.moves.courses, signal, statistic) for r in some])),
+            "clips": len(some),
+        }
+        for action, telling in _TELLING.items()
+        for signal, statistic in telling
+        if (some := [r for r in readings if r.prompt.action == action])
+    ]
 
 
 def confusion(readings: Sequence[Reading], part: Part) -> np.ndarray:
@@ -307,11 +367,18 @@ def report_of(groups: dict[Group, list[Reading]], control: FpsControl | None) ->
                 "rendered": asdict(mean_motion([r.rendered for r in readings])),
                 "shuffled": asdict(mean_motion([r.shuffled for r in readings])),
             },
+            "motion_controls": {name: share.as_dict() for name, share in motion_controls(readings).items()},
+            "trajectories": trajectories(readings),
+            "motion_read": [
+                {"action": action, "read": counts}
+                for action in world.ACTIONS
+                if (counts := Counter(r.moves.found for r in readings if r.prompt.action == action))
+            ],
             "prompts": [
                 {
                     "text": r.prompt.text,
                     "sample": r.prompt.sample,
-                    "found": dict(r.found),
+                    "found": {str(part): name for part, name in r.found.items()} | {"motion": r.moves.found},
                     "confidence": {part: round(value, 3) for part, value in r.confidence.items()},
                 }
                 for r in readings
@@ -337,15 +404,17 @@ def write_pages(
 
 
 def _row(reading: Reading, frames: np.ndarray) -> np.ndarray:
-    height, gap, margin = 96, 4, 300
+    height, gap, margin = 100, 4, 300
     sheet = Image.new("RGB", (margin + len(frames) * (height + gap), height + gap), (24, 24, 24))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=14)
-    draw.text((10, 12), reading.prompt.text, font=font, fill=(240, 240, 240))
+    draw.text((10, 10), reading.prompt.text, font=font, fill=(240, 240, 240))
     for line, part in enumerate(PARTS):
         right = reading.right(part)
         words = f"{part}: {reading.found[part]} {100 * reading.confidence[part]:.0f} %"
-        draw.text((10, 34 + 18 * line), words, font=font, fill=(120, 220, 120) if right else (255, 120, 110))
+        draw.text((10, 30 + 17 * line), words, font=font, fill=_GREEN if right else _RED)
+    moves = f"motion: {reading.moves.found} {100 * reading.moves.confidence:.0f} %"
+    draw.text((10, 30 + 17 * len(PARTS)), moves, font=font, fill=_GREEN if reading.right("motion") else _RED)
     for i, frame in enumerate(frames):
         picture = Image.fromarray(frame).resize((height, height), Image.Resampling.LANCZOS)
         sheet.paste(picture, (margin + i * (height + gap), gap // 2))

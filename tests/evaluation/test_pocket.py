@@ -6,24 +6,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mavcli.cli.app import run
 from mavcli.data.world import HELD_OUT_PAIRS
 from mavcli.errors import UsageError
 from mavcli.evaluation import classifier
 from mavcli.evaluation.classifier import PARTS, load_classifier
+from mavcli.evaluation.intervals import wilson
 from mavcli.evaluation.pocket import (
+    ASPECTS,
+    Judges,
     Prompt,
     Reading,
     Share,
     confusion,
     draw_prompts,
+    motion_controls,
     needed_family,
     read_clip,
     rendered_clip,
     shares,
-    wilson,
+    trajectories,
 )
+from mavcli.evaluation.trajectory import load_motion_judge
 from mavcli.recipe.load import load_recipe
 
 TINY = """\
@@ -54,6 +60,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return Judges(load_classifier(), load_motion_judge())
+
+
 def test_wilsons_interval_is_the_books() -> None:
     assert wilson(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
     assert wilson(48, 60) == pytest.approx((0.6822, 0.8817), abs=1e-3)
@@ -79,40 +90,40 @@ def test_prompts_depend_on_the_seed_alone() -> None:
     assert len({p.sample for p in many + draw_prompts(9, group="held-out", seed=1)}) == 18
 
 
-def test_a_rendered_clip_is_read_as_what_it_shows() -> None:
-    judge = load_classifier()
+def test_a_rendered_clip_is_read_as_what_it_shows_and_how_it_moves(judges: Judges) -> None:
     for prompt in draw_prompts(2, group="seen", seed=8) + draw_prompts(2, group="held-out", seed=8):
-        clip = rendered_clip(prompt, fps=8, frames=5, size=64, seed=3)
-        reading = read_clip(judge, clip, prompt, fps=8, seed=3)
-        assert all(reading.right(part) for part in PARTS)
+        clip = rendered_clip(prompt, fps=4.8, frames=16, size=64, seed=3)
+        reading = read_clip(judges, clip, prompt, fps=4.8, seed=3)
+        assert all(reading.right(aspect) for aspect in ASPECTS)
         # The truth beside it is a clip of the same prompt, seed and length: here the very same.
         assert reading.motion == reading.rendered
 
 
-def test_shares_and_confusion_count_what_was_read() -> None:
-    judge = load_classifier()
+def test_shares_and_confusion_count_what_was_read(judges: Judges) -> None:
     dog = Prompt("dog", "surfing", "beach", "seen", 0)
     cat = Prompt("cat", "flying", "beach", "seen", 1)
-    clip = rendered_clip(dog, fps=8, frames=3, size=64, seed=0)
-    readings = [read_clip(judge, clip, prompt, fps=8, seed=0) for prompt in (dog, cat)]
+    clip = rendered_clip(dog, fps=4.8, frames=16, size=64, seed=0)
+    readings = [read_clip(judges, clip, prompt, fps=4.8, seed=0) for prompt in (dog, cat)]
     found = shares(readings)
     assert found == {
         "actor": Share(1, 2),
         "action": Share(1, 2),
         "place": Share(2, 2),
-        "all three": Share(1, 2),
+        "motion": Share(1, 2),
+        "all four": Share(1, 2),
     }
+    assert motion_controls(readings)["rendered"] == Share(2, 2)
+    rows = {(row["action"], row["signal"], row["statistic"]): row for row in trajectories(readings)}
+    surf = rows["surfing", "angle", "amplitude"]
+    assert surf["generated"] == surf["rendered"] > 0.1 and surf["clips"] == 1
     table = confusion(readings, "actor")
     assert table.sum() == 2 and table[0, 0] == 1 and table[1, 0] == 1
 
 
-def test_a_wrong_picture_is_read_as_wrong() -> None:
-    judge = load_classifier()
+def test_a_wrong_picture_is_read_as_wrong(judges: Judges) -> None:
     frog = Prompt("frog", "spinning", "space", "seen", 2)
-    noise = np.random.default_rng(0).random((3, 3, 64, 64), dtype=np.float32) * 2 - 1
-    import torch
-
-    reading: Reading = read_clip(judge, torch.from_numpy(noise), frog, fps=8, seed=0)
+    noise = np.random.default_rng(0).random((16, 3, 64, 64), dtype=np.float32) * 2 - 1
+    reading: Reading = read_clip(judges, torch.from_numpy(noise), frog, fps=4.8, seed=0)
     assert not all(reading.right(part) for part in PARTS)
 
 
