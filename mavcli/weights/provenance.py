@@ -9,30 +9,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mavcli.errors import DiskError, WeightsError
 from mavcli.recipe.schema import STAGES
-from mavcli.specs import ClassifierSpec, ClipSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
+from mavcli.specs import ClassifierSpec, ClipSpec, MotionJudgeSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
+from mavcli.weights.safety import TensorInfo, check_name, read_safetensors_index
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHARD_BYTES = 16_000_000
-ROLES = (*STAGES, "classifier")
+ROLES = (*STAGES, "classifier", "motion")
 """What weights can be: one of the eight stages, or the judge of `mav eval`, which takes no part in generation."""
-_MAX_INDEX_BYTES = 100_000_000  # the format's own limit
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 # They change how a network is trained or run, not which tensors it has or what these mean.
 _NOT_COMPARED = frozenset({"dropout"})
 
@@ -46,16 +44,36 @@ class Parent(Spec):
     source: str = ""
 
 
+class SourceFile(Spec):
+    """A file of somebody else's that an importer read."""
+
+    name: str
+    sha256: str
+
+
+class Inflation(Spec):
+    """What turned an image network into one for video, and the proof that it says the same of every frame.
+
+    `difference` is, for each frame of a random clip, the largest difference from the image network in float32.
+    """
+
+    parameters: int = Field(ge=0, description="of the network, all of them")
+    added: int = Field(ge=0, description="parameters that the image network has not")
+    difference: tuple[float, ...]
+    size: int = Field(ge=1, description="pixels a side of the clip")
+    trained: bool = Field(False, description="the temporal layers were trained before these channels came")
+
+
 class WeightsHeader(Spec):
     """What a weight file says about itself.
 
-    `role` is one of ROLES; `spec` describes the network and is a ClipSpec, PriorSpec, UNetSpec or ClassifierSpec by role.
+    `role` is one of ROLES; `spec` describes the network and is a ClipSpec, PriorSpec, UNetSpec or that of a judge, by role.
     `content_sha256` is over the tensors (`content_sha256()` below) and is filled in by `save_weights`.
     """
 
     format: Literal[1] = Field(1, alias="schema")
     role: str
-    spec: ClipSpec | PriorSpec | UNetSpec | ClassifierSpec
+    spec: ClipSpec | PriorSpec | UNetSpec | ClassifierSpec | MotionJudgeSpec
     schedule: ScheduleSpec | None = None
     recipe_sha256: str = Field("", description="of the resolved recipe that trained them")
     step: int = Field(0, ge=0)
@@ -63,6 +81,11 @@ class WeightsHeader(Spec):
     parents: tuple[Parent, ...] = ()
     licence: str = "Apache-2.0"
     source: str = Field("", description="the command or the address that they come from")
+    importer: str = Field("", description="what turned a published checkpoint into these weights")
+    imported_from: tuple[SourceFile, ...] = ()
+    inflation: Inflation | None = Field(
+        None, description="of layers that nothing has trained yet; training leaves it out"
+    )
     content_sha256: str = ""
 
     # On the field and not on the model: a validator before the whole model would turn JSON's lists into wrong tuples.
@@ -85,21 +108,16 @@ class WeightsHeader(Spec):
         return Parent(role=self.role, content_sha256=self.content_sha256, step=self.step, source=self.source)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as the file's index describes it; `dtype` in safetensors' spelling (`BF16`)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
-
-
-def spec_class(role: str) -> type[ClipSpec] | type[PriorSpec] | type[UNetSpec] | type[ClassifierSpec]:
+def spec_class(
+    role: str,
+) -> type[ClipSpec] | type[PriorSpec] | type[UNetSpec] | type[ClassifierSpec] | type[MotionJudgeSpec]:
     """The description that the networks of a role have."""
-    others = {"clip": ClipSpec, "prior": PriorSpec, "classifier": ClassifierSpec}
+    others = {
+        "clip": ClipSpec,
+        "prior": PriorSpec,
+        "classifier": ClassifierSpec,
+        "motion": MotionJudgeSpec,
+    }
     return others.get(role, UNetSpec)  # type: ignore[return-value]
 
 
@@ -124,6 +142,12 @@ def weight_files(path: Path | str) -> list[Path]:
     if not shards:
         return [path] if path.is_file() else []
     ((count, found),) = shards.items()
+    extra = sorted(index for index in found if not 1 <= index <= count)
+    if extra:
+        raise WeightsError(
+            f"{found[extra[0]]} is one too many, the set has {count} shards",
+            hint="delete the whole set and get it again",
+        )
     missing = [index for index in range(1, count + 1) if index not in found]
     if missing:
         raise WeightsError(
@@ -138,7 +162,7 @@ def read_header(path: Path | str) -> WeightsHeader:
 
     Raises WeightsError when it is missing, damaged or not one of ours.
     """
-    headers = {_parse_index(file)[0] for file in _existing_files(Path(path))}
+    headers = {read_safetensors_index(file)[0].get("mav") for file in _existing_files(Path(path))}
     if len(headers) > 1:
         raise WeightsError(
             f"the shards of {path} come from different saves", hint="delete them and get all of them again"
@@ -159,7 +183,7 @@ def read_index(path: Path | str) -> dict[str, TensorInfo]:
     """Name -> type and shape of every tensor in `path` or its shards; reads no tensor and imports no torch."""
     index: dict[str, TensorInfo] = {}
     for file in _existing_files(Path(path)):
-        for name, info in _parse_index(file)[1].items():
+        for name, info in read_safetensors_index(file)[1].items():
             if name in index:
                 raise WeightsError(f"{file} repeats the tensor `{name}` of another shard")
             index[name] = info
@@ -177,37 +201,33 @@ def save_weights(
 
     A file appears whole or not at all (temporary file, fsync, rename); older forms of the same name are removed last,
     and shards of two saves are told apart by `content_sha256`. A tensor larger than `max_shard_bytes` has a shard alone.
-    Types are kept. Raises WeightsError on nan, inf, no tensors, or a name that looks like a path; DiskError on a full disk.
+    Types are kept. Each tensor is asked for twice, for its digest and to be written, and no two are held at once: a mapping
+    that makes them when asked never holds a network. Raises WeightsError on nan, inf, no tensors, or a name that looks like
+    a path; DiskError on a full disk.
     """
-    import torch
-    from safetensors.torch import save
-
     path = Path(path)
     if path.suffix != ".safetensors" or _SHARD.fullmatch(path.name):
         raise WeightsError(f"{path.name} is no name for weights, `NAME.safetensors` is")
     if not tensors:
         raise WeightsError(f"no tensors to write to {path}")
-    # `clone` unties tensors that share memory, which the format refuses.
-    ready = {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in sorted(tensors)}
-    for name, tensor in ready.items():
-        _check_name(name, path)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(
-                f"`{name}` holds nan or inf, {path} was not written", hint="go back to an earlier checkpoint"
-            )
-    header = header.model_copy(update={"content_sha256": content_sha256(ready)})
+    digest = hashlib.sha256()
+    entries: dict[str, _Entry] = {}
+    for name in sorted(tensors):
+        entries[name], tensor = _Entry.of(name, tensors, path)
+        _digest_tensor(digest, name, tensor)
+    header = header.model_copy(update={"content_sha256": digest.hexdigest()})
     text = header.model_dump_json(by_alias=True)
 
     overhead = 8 + len(json.dumps(text)) + 64
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[list[str]] = [[]]
     filled = overhead
-    for name, tensor in ready.items():
+    for name, entry in entries.items():
         # The index entry: name, type, shape, two offsets; 128 bytes are more than it ever takes beside the name.
-        size = tensor.numel() * tensor.element_size() + len(name) + 128
+        size = entry.bytes + len(name) + 128
         if shards[-1] and filled + size > max_shard_bytes:
-            shards.append({})
+            shards.append([])
             filled = overhead
-        shards[-1][name] = tensor
+        shards[-1].append(name)
         filled += size
 
     targets = (
@@ -220,9 +240,7 @@ def save_weights(
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             staged.append((temporary, target))
             with open(temporary, "wb") as file:
-                file.write(save(shard, metadata={"format": "pt", "mav": text}))
-                file.flush()
-                os.fsync(file.fileno())
+                _write_tensors(file, {name: entries[name] for name in shard}, tensors, {"mav": text})
         for temporary, target in staged:
             os.replace(temporary, target)
         for old in _all_forms(path):
@@ -236,6 +254,70 @@ def save_weights(
             with contextlib.suppress(OSError):
                 temporary.unlink()
     return targets
+
+
+def write_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` as one safetensors file of another code's, without a header of ours, whole or not at all.
+
+    As in `save_weights`, each tensor is asked for twice and no two are held at once; the errors are the same.
+    """
+    entries = {name: _Entry.of(name, tensors, path)[0] for name in sorted(tensors)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            _write_tensors(file, entries, tensors, {})
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor as the index of a file will describe it; `width` is the bytes of one number."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    width: int
+    bytes: int
+
+    @classmethod
+    def of(cls, name: str, tensors: Mapping[str, Tensor], path: Path) -> tuple[_Entry, Tensor]:
+        """The entry of `name`, and its tensor on the CPU; raises WeightsError on nan, inf or a name that is a path."""
+        check_name(name, path)
+        tensor = tensors[name].detach().cpu()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WeightsError(
+                f"`{name}` holds nan or inf, {path} was not written", hint="go back to an earlier checkpoint"
+            )
+        width = tensor.element_size()
+        return cls(_dtype_name(tensor), tuple(tensor.shape), width, tensor.numel() * width), tensor
+
+
+def _write_tensors(
+    file: IO[bytes], entries: Mapping[str, _Entry], tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """The bytes of one safetensors file, on the disk when this returns."""
+    # wide numbers first, so that every tensor is aligned to its own width
+    order = sorted(entries, key=lambda name: (-entries[name].width, name))
+    index: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name in order:
+        entry = entries[name]
+        offsets = [end, end + entry.bytes]
+        index[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+        end += entry.bytes
+    head = json.dumps(index).encode()
+    head += b" " * (-len(head) % 8)  # the format aligns the first tensor
+    file.write(struct.pack("<Q", len(head)) + head)
+    for name in order:
+        file.write(_tensor_bytes(tensors[name].detach().cpu()))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def load_weights(
@@ -285,6 +367,36 @@ def load_weights(
     return tensors
 
 
+class StoredWeights(Mapping[str, "Tensor"]):
+    """The tensors of a file or of its shards, each read when it is asked for and not kept.
+
+    Raises WeightsError where the files are missing or damaged.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        read_index(self.path)  # refuses tensors that occur twice, and names that are paths
+        self._files = {
+            name: file for file in _existing_files(self.path) for name in read_safetensors_index(file)[1]
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._files[name], "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{self._files[name]} is damaged: {error}") from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 def compare_specs(found: Spec, wanted: Spec) -> list[str]:
     """Each field in which two network descriptions differ, in words; empty when the same tensors serve both."""
     if type(found) is not type(wanted):
@@ -299,14 +411,35 @@ def compare_specs(found: Spec, wanted: Spec) -> list[str]:
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes in the order of the names: the same however they are split."""
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{str(tensor.dtype).removeprefix('torch.')}:{list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        _digest_tensor(digest, name, tensors[name].detach().cpu())
     return digest.hexdigest()
+
+
+def _digest_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name}:{str(tensor.dtype).removeprefix('torch.')}:{list(tensor.shape)}\n".encode())
+    digest.update(_tensor_bytes(tensor))
+
+
+def _tensor_bytes(tensor: Tensor) -> Any:
+    """The bytes of a tensor on the CPU, in its own memory where that is contiguous."""
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    """safetensors' spelling of a tensor's type."""
+    import torch
+
+    names = {
+        torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+        torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    }  # fmt: skip
+    if tensor.dtype not in names:
+        raise WeightsError(f"no place for numbers of type {tensor.dtype} in a weight file")
+    return names[tensor.dtype]
 
 
 def file_sha256(path: Path | str) -> str:
@@ -358,48 +491,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _check_name(name: str, path: Path) -> None:
-    if not _NAME.fullmatch(name) or ".." in name:
-        raise WeightsError(f"{path} has a tensor with the unusable name {name!r}")
-
-
-def _parse_index(file: Path) -> tuple[str | None, dict[str, TensorInfo]]:
-    """The `mav` header's text, and the tensors, of one file. The bytes are not trusted."""
-    try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            prefix = stream.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > min(size - 8, _MAX_INDEX_BYTES):
-                raise WeightsError(f"{file} is no safetensors file, or is cut short")
-            raw = stream.read(length)
-        index = json.loads(raw, object_pairs_hook=_unique)
-        metadata = index.pop("__metadata__", {})
-        tensors = {
-            name: TensorInfo(str(v["dtype"]), tuple(int(n) for n in v["shape"])) for name, v in index.items()
-        }
-        ends = [int(v["data_offsets"][1]) for v in index.values()]
-        text = metadata.get("mav")
-    except OSError as error:
-        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise WeightsError(f"{file} has a damaged index: {error}") from error
-    if max(ends, default=0) != size - 8 - length:
-        raise WeightsError(
-            f"{file} is damaged: {size} bytes, its index describes {8 + length + max(ends, default=0)}"
-        )
-    for name in tensors:
-        _check_name(name, file)
-    return text if isinstance(text, str) else None, tensors
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
 
 
 def _brief(value: object) -> str:
