@@ -1,0 +1,211 @@
+"""`mav eval human A_DIR B_DIR`: people compare two sets of videos, as in the paper's table 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mavcli.cli.console import Console, table
+from mavcli.cli.options import ForceOption, JsonOption, QuietOption
+
+if TYPE_CHECKING:
+    from mavcli.evaluation.human import Study
+
+
+def human(
+    a: Annotated[Path, typer.Argument(metavar="A_DIR", help="Videos of one system.")],
+    b: Annotated[Path, typer.Argument(metavar="B_DIR", help="Videos of the other, under the same names.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="What each pair should show, where the videos do not tell: a line a pair, or CSV or JSONL.",
+        ),
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--question",
+            metavar="NAME",
+            help="quality, faithfulness or motion; repeatable [quality, faithfulness]",
+        ),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option("--port", min=0, max=65535, metavar="N", help="Port on 127.0.0.1; 0 takes a free one."),
+    ] = 8765,
+    static: Annotated[
+        Path | None,
+        typer.Option(
+            "--static", metavar="DIR", help="Write the page as a folder to send to raters, then stop."
+        ),
+    ] = None,
+    tally: Annotated[bool, typer.Option("--tally", help="Count the votes, then stop.")] = False,
+    votes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--votes", metavar="FILE", help="With --tally: votes that a rater sent back; repeatable."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the votes [outputs/human-A-B]"),
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Let people compare two sets of videos, and count their votes.
+
+    A page on 127.0.0.1 shows pair after pair, in an order and on sides of each rater's own, and asks which video looks
+    better and then, with the text, which shows it better. Each vote is on the disk before the next pair comes; the same
+    command goes on where it was stopped. `--tally` counts: the majority of each pair, and shares with Wilson's intervals.
+    """
+    with Console(quiet=quiet, json=json) as console:
+        from mavcli.errors import UsageError
+        from mavcli.evaluation import human as people
+        from mavcli.evaluation.human_server import HumanServer, write_static
+
+        asked = tuple(questions or ("quality", "faithfulness"))
+        for name in asked:
+            if name not in people.QUESTIONS:
+                raise UsageError(
+                    f"there is no question `{name}`", hint=f"--question {' or '.join(people.QUESTIONS)}"
+                )
+        if votes and not tally:
+            raise UsageError("--votes is given without --tally", hint="add --tally")
+        pairs, loose = people.find_pairs(a, b, prompts=prompts)
+        for text in loose[:5]:
+            console.warning(text)
+        if len(loose) > 5:
+            console.warning(f"{len(loose) - 5} more videos have no partner")
+        names = _names(a, b)
+        study = people.make_study(pairs, a=names[0], b=names[1], questions=asked)  # type: ignore[arg-type]
+        folder = out or Path("outputs") / f"human-{'-'.join(_slug(name) for name in names)}"
+        file = people.open_folder(folder, study)
+        if tally:
+            return _tally(console, study, folder, votes or [])
+        if static is not None:
+            page = write_static(static, study, force=force)
+            console.message(
+                f"{len(pairs)} pairs; raters open the page and send their votes back: put the files into {folder}"
+            )
+            console.result(page)
+            console.result_object(
+                {"page": str(page), "pairs": len(pairs), "study": study.id, "out": str(folder)}
+            )
+            return
+        book = people.VoteBook(file, study)
+        for text in book.warnings:
+            console.warning(text)
+        server = HumanServer(study, book, port=port)
+        console.message(f"{len(pairs)} pairs, {len(book)} votes so far, into {file}; Ctrl-C stops")
+        console.result(server.url)
+        console.result_object({"url": server.url, "pairs": len(pairs), "study": study.id, "votes": str(file)})
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            console.message(f"{len(book)} votes; `--tally` counts them")
+        finally:
+            server.server_close()
+
+
+def _tally(console: Console, study: Study, folder: Path, extra: list[Path]) -> None:
+    from mavcli.errors import InputError
+    from mavcli.evaluation import human as people
+
+    votes, told = people.gather_votes(folder, study, extra)
+    for text in told:
+        console.warning(text)
+    if not votes:
+        raise InputError(
+            f"`{folder}` holds no vote yet", hint="the same command without --tally opens the page"
+        )
+    report = people.tally_report(study, votes)
+    path = folder / "tally.json"
+    people.write_json(path, report)
+    for line in tally_lines(report):
+        console.result(line)
+    few = min(
+        sum(counts[name] for name in ("a", "tie", "b"))
+        for item in report["items"]
+        for counts in (item[study.questions[0]],)
+    )
+    if report["judged"] < report["pairs"]:
+        console.warning(f"{report['pairs'] - report['judged']} of {report['pairs']} pairs have no vote")
+    if few < people.PAPER_RATERS:
+        console.warning(
+            f"some pairs have {few} {'rater' if few == 1 else 'raters'}, the paper's table 3 has {people.PAPER_RATERS} each"
+        )
+    console.message(str(path))
+    console.result_object({**report, "out": str(path)})
+
+
+def tally_lines(report: dict[str, Any]) -> list[str]:
+    """The tally as a table for people."""
+    a, b = report["a"], report["b"]
+    raters = len(report["raters"])
+    lines = [
+        f"{a} against {b}: {report['judged']} of {report['pairs']} pairs judged, {report['votes']} votes of "
+        f"{raters} {'rater' if raters == 1 else 'raters'}; {a} on the left {report['left']['a']} times, {b} {report['left']['b']}",
+        "",
+    ]
+    rows = []
+    for question, found in report["questions"].items():
+        items, single = found["items"], found["votes"]
+        rows.append(
+            (
+                question,
+                _share(found["prefer_a"]),
+                _share(found["prefer_b"]),
+                f"{items['a']} / {items['tie']} / {items['b']}",
+                f"{single['a']} / {single['tie']} / {single['b']}",
+                "" if found["agreement"] is None else f"{100 * found['agreement']:.0f} %",
+            )
+        )
+    heads = (
+        "question",
+        f"prefer {a} [95 %]",
+        f"prefer {b} [95 %]",
+        f"pairs {a} / tie / {b}",
+        "votes",
+        "raters agree",
+    )
+    lines += table(rows, heads=heads)
+    lines += ["", "shares are of the pairs that a majority decided; ties of a pair's raters stand apart"]
+    paper = [
+        (
+            f"Make-A-Video {row['system']}, {row['setting']}" + (" (!)" if row["doubt"] else ""),
+            *(
+                f"{row['scores'][name]:.2f} %" if name in row["scores"] else ""
+                for name in report["questions"]
+            ),
+        )
+        for row in report["published"]
+    ]
+    lines += ["", *table(paper, heads=("the paper's table 3, other videos and raters", *report["questions"]))]
+    lines.append("(!) which of the two rows of the paper's own prompts is which is unverified")
+    return lines
+
+
+def _share(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "none decided"
+    return f"{100 * found['share']:.1f} % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """What the two folders are called: their own names, as far up as they differ."""
+    one, two = a.resolve(), b.resolve()
+    if one.name != two.name:
+        return one.name, two.name
+    return f"{one.parent.name}/{one.name}", f"{two.parent.name}/{two.name}"
+
+
+def _slug(name: str) -> str:
+    from mavcli.engine.output import slug
+
+    return slug(name, limit=40)
