@@ -1,58 +1,112 @@
 """Unlabelled video for training (Make-A-Video, section 3.2: motion is learnt from video alone, without text).
 
 f frames, h w pixels. A clip is drawn at a frame rate: frames whose timestamps lie `1 / fps` apart, each within half a
-source frame of where it should be. Nothing is padded or repeated to make a clip longer than it is.
+source frame of where it should be, all of one scene. Nothing is padded or repeated to make a clip longer than it is.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mavcli.data.index import Progress, indexed
+from mavcli.data.places import Place, find_media, media, reasons, used
+from mavcli.data.scan import Facts, unpack, unpack_times
 from mavcli.errors import InputError
 from mavcli.media.frames import Fit, Frames, fit
-from mavcli.media.video import frame_times, nearest_frames, read_video, sample_at
+from mavcli.media.video import frames_at, nearest_frames, read_video
 
-_NO_MEDIA = {
-    ".txt",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".md",
-    ".yaml",
-    ".yml",
-    ".srt",
-    ".vtt",
-    ".npz",
-    ".safetensors",
-}
+LeaveOut = Literal["static", "duplicate"]
+
+NO_MEDIA = frozenset(
+    (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".yaml", ".yml", ".srt", ".vtt", ".caption", ".cls", ".npz",
+     ".npy", ".safetensors", ".parquet", ".pkl", ".pickle", ".pyd")
+)  # fmt: skip
+"""Endings of files beside videos that nobody means as one; they are passed over without a word."""
+
+_STARTS = 256  # tried in a video with uneven frames before it is given up
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """How often a draw was not taken as drawn: another rate, or another file for want of any rate."""
+
+    rate: int = 0
+    clip: int = 0
+
+    def __add__(self, other: Redrawn) -> Redrawn:
+        return Redrawn(self.rate + other.rate, self.clip + other.clip)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One usable file: when its frames are shown, seconds from the first, by decoding all of them."""
+    """One usable video, by decoding all of it."""
 
-    path: Path
+    place: Place
     times: NDArray[np.float64]
+    """(f,) seconds from the first frame."""
+    rate: Fraction
+    """Frames per second by the timestamps; of uneven frames the median's."""
+    cuts: tuple[int, ...]
+    """Indices of the frames that begin a new scene; never 0."""
+    static: bool
+    keyframes: NDArray[np.int64]
+    seekable: bool
+    start: float
+    """Timestamp of the first frame in the file, seconds."""
+    sha256: str
+    width: int
+    height: int
+    codec: str
+    vfr: bool
+    duplicate_of: str | None = None
+    """Name of the first file of the folder with the same bytes."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+    @property
+    def fps(self) -> float:
+        return float(self.rate)
 
     @property
     def span(self) -> float:
         """Seconds from the first to the last frame."""
         return float(self.times[-1] - self.times[0])
 
-    @property
-    def fps(self) -> float:
-        """Frames per second, by the median step."""
-        return 1 / float(np.median(np.diff(self.times)))
+    @cached_property
+    def longest(self) -> float:
+        """Seconds from the first to the last frame of the longest scene."""
+        edges = [0, *self.cuts, len(self.times)]
+        return max(float(self.times[b - 1] - self.times[a]) for a, b in pairwise(edges))
+
+    def stretches(self, *, frames: int, fps: float) -> list[tuple[float, float]]:
+        """(earliest start, latest start) of a clip in each scene that can hold one.
+
+        A gap so long that no clip of this rate can step over it ends a stretch too.
+        """
+        gaps = np.flatnonzero(np.diff(self.times) > 1 / fps + 1 / self.fps) + 1
+        edges = sorted({0, *self.cuts, *gaps.tolist(), len(self.times)})
+        length = (frames - 1) / fps
+        found = []
+        for a, b in pairwise(edges):
+            first, last = float(self.times[a]), float(self.times[b - 1])
+            if last - first >= length * (1 - 1e-9):  # 1e-9: a clip that just fits must be accepted
+                found.append((first, max(first, last - length)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -62,9 +116,22 @@ class Refused:
     clip: int
     fps: float
     lowest: float
-    """Below this, the clip ends before the last frame is due: (frames - 1) / span."""
+    """Below this, every scene ends before the last frame is due: (frames - 1) / longest scene."""
     highest: float
     """Above this, source frames would have to be shown twice; below `lowest` when the file is too short for any rate."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which frames of a file make a clip."""
+
+    clip: int
+    """Index of the file in `VideoFolder.sources`."""
+    index: NDArray[np.intp]
+    """(f,) strictly ascending frame numbers."""
+    fps: float
+    start: float
+    """Seconds into the file."""
 
 
 @dataclass(frozen=True)
@@ -77,120 +144,160 @@ class Draw:
     """Index of the file in `VideoFolder.sources`."""
     start: float
     """Seconds into the file."""
+    redrawn: Redrawn = field(default=Redrawn())
 
 
 class VideoFolder:
-    """The videos of a folder, however nested. Captions and names are never read.
+    """The videos of a folder, however nested, or of tar shards. Captions are never read.
 
-    Every file is decoded once on opening, so `sources` holds what decodes, not what headers promise; the order is that
-    of the sorted relative paths. Raises InputError when nothing is usable, with the reasons counted.
+    Every file is decoded once and what was found is kept (`mavcli.data.index`), so `sources` holds what decodes, not
+    what headers promise; the order is that of the sorted names. Raises InputError when nothing is usable, with the
+    reasons counted.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, min_frames: int = 2, cache_bytes: int = 512 << 20,
-                 report: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
-        """`report(done, of)` is called after each file; `cache_bytes` bounds the shrunken clips kept in memory."""
-        self.root = Path(root)
+                 leave_out: Sequence[LeaveOut] = (), keep_bytes: int = 20 << 30,
+                 progress: Progress | None = None, again: bool = False, needed: bool = True) -> None:  # fmt: skip
+        """`progress(done, of)` is called as files become known; `cache_bytes` bounds the shrunken clips kept in memory,
+        `keep_bytes` the shards of other machines kept on disk; `again` decodes every file anew; with `needed` false an
+        empty folder is no error."""
+        listing = find_media(
+            root, lambda name: Path(name).suffix.lower() not in NO_MEDIA, keep_bytes=keep_bytes
+        )
+        self.root = listing.root
         self.sources: list[Source] = []
-        self.rejected: dict[str, str] = {}
-        """Relative path -> why the file is not used."""
-        self.redrawn: Counter[str] = Counter()
-        """How often `draw_fitting` changed a drawn rate (`rate`) or, for want of any rate, the file (`clip`)."""
+        self.rejected: dict[str, str] = dict(listing.rejected)
+        """Name -> why the file is not used."""
         self._cache: OrderedDict[tuple[int, int, Fit], Frames] = OrderedDict()
         self._cache_bytes = cache_bytes
-        paths = [path for path in walk(self.root) if path.suffix.lower() not in _NO_MEDIA]
-        for done, path in enumerate(paths, 1):
-            notes: list[str] = []
-            try:
-                times = frame_times(path, warnings=notes)
-            except InputError as error:
-                self.rejected[self._relative(path)] = error.message.replace(f"`{path}`", "").strip()
-            else:
-                if len(times) < min_frames:
-                    self.rejected[self._relative(path)] = (
-                        f"has {len(times)} frames, wanted at least {min_frames}"
+        facts, self.note = indexed(
+            listing.root, listing.places, kind="video", progress=progress, keep_bytes=keep_bytes, again=again
+        )
+        first: dict[str, str] = {}
+        for place, found in zip(listing.places, facts, strict=True):
+            source = found["reason"] if "reason" in found else _source(place, found, min_frames, first)
+            if isinstance(source, Source):
+                if source.static and "static" in leave_out:
+                    source = "is static, and `train.data.leave_out` names that"
+                elif source.duplicate_of is not None and "duplicate" in leave_out:
+                    source = (
+                        f"is a duplicate of `{source.duplicate_of}`, and `train.data.leave_out` names that"
                     )
-                else:
-                    self.sources.append(Source(path, times, tuple(notes)))
-            if report is not None:
-                report(done, len(paths))
-        if not self.sources:
+            if isinstance(source, str):
+                self.rejected[place.name] = source
+            else:
+                self.sources.append(source)
+        if needed and not self.sources:
             raise InputError(
-                f"`{self.root.absolute()}` holds no usable video: {reasons(self.rejected)}",
-                hint="give a folder of video files, any nesting; `train.data.video` names it",
-            )
+                f"`{self.root}` holds no usable video: {reasons(self.rejected)}",
+                hint=f"mav data check {self.root}" if self.rejected
+                else "give a folder of video files, any nesting; `train.data.video` names it",
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def only(self, clips: Iterable[int]) -> VideoFolder:
-        """The same folder with some of its files, and counts and a cache of its own."""
+        """The same folder with some of its files, and a cache of its own."""
         part = copy.copy(self)
         part.sources = [self.sources[i] for i in clips]
-        part.redrawn, part._cache = Counter(), OrderedDict()
+        part._cache = OrderedDict()
         return part
 
     @property
     def used(self) -> str:
-        """`used 114 of 117 clips (2 x ...)`, for the command line."""
-        line = f"used {len(self.sources)} of {len(self.sources) + len(self.rejected)} clips"
-        return f"{line}: {reasons(self.rejected)}" if self.rejected else line
+        """`used 412 of 431 clips (19 rejected: mav data check DIR)`, for the command line."""
+        return used(len(self.sources), self.rejected, "clips", self.root)
 
     def bounds(self, clip: int, *, frames: int) -> tuple[float, float]:
         """(lowest, highest) frames per second at which `frames` frames can be drawn from a file."""
         source = self.sources[clip]
-        return (frames - 1) / max(
-            source.span, 1e-9
-        ), source.fps * 1.001  # 0.1 %: 30 from 29.97 repeats nothing
+        # 0.1 %: 30 from 29.97 repeats nothing
+        return (frames - 1) / max(source.longest, 1e-9), source.fps * 1.001
 
-    def draw_clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int, fit: Fit = "crop",
-                  clip: int | None = None) -> Draw | Refused:  # fmt: skip
-        """Draw a file (uniformly, unless `clip` names it) and a start (uniformly), and take `frames` frames at `fps`.
+    def plan(
+        self, rng: np.random.Generator, *, frames: int, fps: float, clip: int | None = None
+    ) -> Plan | Refused:
+        """Draw a file (uniformly, unless `clip` names it), a scene (by the room it leaves) and a start (uniformly).
 
-        A pure function of the generator's state and the folder. Returns Refused when the rate does not fit the file.
+        A pure function of the generator's state and the folder; nothing is decoded. Returns Refused when the rate does
+        not fit the file.
         """
         chosen = int(rng.integers(len(self.sources))) if clip is None else clip
         source = self.sources[chosen]
+        if frames == 1:  # a still picture has no rate to meet
+            index = np.array([rng.integers(len(source.times))], np.intp)
+            return Plan(chosen, index, fps, float(source.times[index[0]]))
         lowest, highest = self.bounds(chosen, frames=frames)
-        # 1e-9: `lowest` itself must be accepted
+        refused = Refused(chosen, fps, lowest, highest)
         if not lowest * (1 - 1e-9) <= fps <= highest:
-            return Refused(chosen, fps, lowest, highest)
-        slack = max(0.0, source.span - (frames - 1) / fps)
+            return refused
+        stretches = source.stretches(frames=frames, fps=fps)
+        if not stretches:
+            return refused
+        earliest, latest = np.array(stretches).T
+        room = latest - earliest + 1 / source.fps  # a scene that just fits has a chance too
         offsets = np.arange(frames) / fps
-        for _ in range(16):  # only videos with gaps ever need a second start
-            start = float(rng.uniform(0.0, slack)) if slack else 0.0
-            index = nearest_frames(source.times, start + offsets)
-            if index is not None and bool((np.diff(index) > 0).all()):
-                return Draw(self._pixels(chosen, index, size, fit), fps, chosen, start)
-        return Refused(chosen, fps, lowest, highest)
+        for _ in range(_STARTS):  # only videos with uneven frames ever need a second start
+            scene = int(np.searchsorted(np.cumsum(room), rng.uniform(0.0, room.sum()), side="right"))
+            scene = min(scene, len(room) - 1)
+            start = float(rng.uniform(earliest[scene], latest[scene]))
+            found = nearest_frames(source.times, start + offsets, step=1 / source.fps)
+            if found is not None and bool((np.diff(found) > 0).all()):
+                return Plan(chosen, found, fps, start)
+        return refused
+
+    def draw_clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int, fit: Fit = "crop",
+                  clip: int | None = None) -> Draw | Refused:  # fmt: skip
+        """`plan`, decoded. Raises InputError when the file has changed since it was read."""
+        plan = self.plan(rng, frames=frames, fps=fps, clip=clip)
+        if isinstance(plan, Refused):
+            return plan
+        return Draw(self._pixels(plan.clip, plan.index, size, fit), plan.fps, plan.clip, plan.start)
 
     def draw_fitting(self, rng: np.random.Generator, *, frames: int, fps: float, size: int,
                      fit: Fit = "crop") -> Draw:  # fmt: skip
         """`draw_clip` with the rule for misfits: a rate outside what the drawn file allows moves to the nearer bound; a
-        file that allows none is drawn again. `redrawn` counts both; `Draw.fps` is the rate that was used.
+        file that allows none, and one that no longer decodes, is drawn again. `Draw.redrawn` counts all three, and
+        `Draw.fps` is the rate that was used.
 
-        Raises InputError when no file of the folder has `frames` frames to give.
+        Raises InputError when no file of the folder has `frames` frames of one scene to give, or files keep failing.
         """
-        for _ in range(8 * len(self.sources)):
-            got = self.draw_clip(rng, frames=frames, fps=fps, size=size, fit=fit)
-            if isinstance(got, Refused) and got.lowest <= got.highest:
-                nearer = min(max(fps, got.lowest), got.highest)
+        redrawn = Redrawn()
+        for _ in range(8 * len(self.sources) + 64):
+            plan = self.plan(rng, frames=frames, fps=fps)
+            if isinstance(plan, Refused) and plan.lowest <= plan.highest:
+                nearer = min(max(fps, plan.lowest), plan.highest)
                 if nearer != fps:
-                    self.redrawn["rate"] += 1
-                    got = self.draw_clip(rng, frames=frames, fps=nearer, size=size, fit=fit, clip=got.clip)
-            if isinstance(got, Draw):
-                return got
-            self.redrawn["clip"] += 1
-        longest = max(len(source.times) for source in self.sources)
+                    redrawn += Redrawn(rate=1)
+                    plan = self.plan(rng, frames=frames, fps=nearer, clip=plan.clip)
+            if isinstance(plan, Plan):
+                pixels = self._pixels(plan.clip, plan.index, size, fit)
+                return Draw(pixels, plan.fps, plan.clip, plan.start, redrawn)
+            redrawn += Redrawn(clip=1)
+        longest = max(self.sources, key=lambda source: source.longest)
         raise InputError(
-            f"`{self.root.absolute()}` gives no clip of {frames} frames; its longest video has {longest}",
+            f"`{self.root}` gives no clip of {frames} frames; its longest scene has "
+            f"{round(longest.longest * longest.fps) + 1}",
             hint="use longer videos, or set fewer `frames` for this stage",
         )
+
+    def frames_of(self, clip: int, index: Sequence[int], *, size: int, fit: Fit = "crop") -> Frames:
+        """Some frames of a file, ascending: uint8 (len(index), size, size, 3)."""
+        return self._pixels(clip, np.asarray(index, np.intp), size, fit)
 
     def _pixels(self, clip: int, index: NDArray[np.intp], size: int, rule: Fit) -> Frames:
         source = self.sources[clip]
         if len(source.times) * size * size * 3 > self._cache_bytes // 4:  # too long to keep: decode the part
-            return sample_at(
-                source.path, source.times[index], transform=lambda picture: fit(picture, size, rule=rule)
+            before = (
+                source.keyframes[source.keyframes <= index[0]] if source.seekable else source.keyframes[:0]
+            )
+            return frames_at(
+                media(source.place),
+                source.times[index],
+                start=source.start,
+                keyframe=float(source.times[before[-1]]) if len(before) else 0.0,
+                transform=lambda picture: fit(picture, size, rule=rule),
             )
         key = (clip, size, rule)
         if key in self._cache:
@@ -198,47 +305,39 @@ class VideoFolder:
         else:
             kept = np.empty((len(source.times), size, size, 3), np.uint8)
             count = 0
-            for _, picture in read_video(source.path, max_frames=len(kept)):
+            for _, picture in read_video(media(source.place), max_frames=len(kept)):
                 kept[count] = fit(picture, size, rule=rule)
                 count += 1
             if count < len(kept):
                 raise InputError(
-                    f"`{source.path}` has {count} frames, it had {len(kept)} when the folder was read"
+                    f"`{source.name}` has {count} frames, it had {len(kept)} when it was read first"
                 )
             self._cache[key] = kept
             while sum(entry.nbytes for entry in self._cache.values()) > self._cache_bytes:
                 self._cache.popitem(last=False)
         return self._cache[key][index]
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
 
-
-def walk(root: Path) -> list[Path]:
-    """All regular files under `root`, sorted by relative path, hidden ones left out, links followed without loops.
-
-    Raises InputError when `root` is no folder.
-    """
-    if not root.is_dir():
-        raise InputError(f"`{root.absolute()}` is no folder, wanted one with training data")
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        place = os.stat(folder)
-        if (place.st_dev, place.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((place.st_dev, place.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found.extend(Path(folder, name) for name in names if not name.startswith("."))
-    return sorted(
-        (path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix()
+def _source(place: Place, facts: Facts, min_frames: int, first: dict[str, str]) -> Source | str:
+    """The usable video with these facts, or why it is none; `first` remembers which name had which bytes."""
+    times = unpack_times(facts["times"])
+    if len(times) < min_frames:
+        return f"has {len(times)} frame{'s' * (len(times) != 1)}, wanted at least {min_frames}"
+    earlier = first.setdefault(facts["sha256"], place.name)
+    return Source(
+        place=place,
+        times=times,
+        rate=Fraction(facts["rate"]),
+        cuts=tuple(facts["cuts"]),
+        static=facts["static"],
+        keyframes=unpack(facts["keyframes"]),
+        seekable=facts["seekable"],
+        start=facts["start"],
+        sha256=facts["sha256"],
+        width=facts["width"],
+        height=facts["height"],
+        codec=facts["codec"],
+        vfr=facts["vfr"],
+        duplicate_of=None if earlier == place.name else earlier,
+        warnings=tuple(facts["warnings"]),
     )
-
-
-def reasons(rejected: dict[str, str]) -> str:
-    """`3 x is an empty file; 1 x ...`, the most frequent first; `no files` for none."""
-    counted = Counter(rejected.values())
-    lines = [f"{count} x {reason}" for reason, count in counted.most_common(5)]
-    rest = len(counted) - len(lines)
-    return "; ".join([*lines, *([f"{rest} other reasons"] if rest > 0 else [])]) or "no files"

@@ -17,11 +17,16 @@ def downsample(x: Tensor, size: int) -> Tensor:
     return rearrange(small, "(b f) c h w -> b f c h w", b=len(x))
 
 
-def upsample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """x (b, f, c, h, w) -> (b, f, c, size, size), bicubic, clamped to [-1, 1]: what an SR network is given."""
+def upsample(x: Tensor, size: int | tuple[int, int], *, how: str = "bicubic") -> Tensor:
+    """x (b, f, c, h, w) -> (b, f, c, size, size): what an SR network is given, by `how` it was trained.
+
+    `bicubic` is clamped to [-1, 1]; `bicubic-antialias` (Karlo: another cubic, a = -0.5) and `bilinear` (ADM, GLIDE) are not.
+    """
     size = (size, size) if isinstance(size, int) else size
     frames = rearrange(x, "b f c h w -> (b f) c h w")
-    large = F.interpolate(frames, size, mode="bicubic", align_corners=False).clamp(-1, 1)
+    mode, _, antialias = how.partition("-")
+    large = F.interpolate(frames, size, mode=mode, align_corners=False, antialias=bool(antialias))
+    large = large.clamp(-1, 1) if how == "bicubic" else large
     return rearrange(large, "(b f) c h w -> b f c h w", b=len(x))
 
 

@@ -6,20 +6,19 @@ files moves none between the two sides, and copies of one picture are on the sam
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mavcli.data.clips import VideoFolder
+from mavcli.data.clips import LeaveOut, Redrawn, VideoFolder
+from mavcli.data.index import Progress
 from mavcli.data.loader import DrawnClip
 from mavcli.data.pairs import ImageFolder, PairFolder
+from mavcli.report import Report, Silent
 
 HELD_OUT_SHARE = 0.05
 FEWEST_FILES = 20
 """A folder with fewer files sets none aside: it needs them all."""
-_HASHED_BYTES = 64 * 1024
 
 Folder = ImageFolder | PairFolder | VideoFolder
 
@@ -31,31 +30,38 @@ class FolderSource:
     short for any rate is drawn again. `describe` counts both. Raises InputError when the folder has nothing usable.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, root: str, kind: str, *, leave_out: Sequence[LeaveOut] = (), keep_bytes: int = 20 << 30,
+                 report: Report | None = None) -> None:  # fmt: skip
+        """`root` is all that `mavcli.data.places.find_media` knows; `keep_bytes` bounds what of it is kept on disk."""
         whole: Folder
+        progress = _telling(report or Silent(), root)
         if kind == "video":
-            whole = VideoFolder(path)
-            files = [source.path for source in whole.sources]
+            whole = VideoFolder(root, leave_out=leave_out, keep_bytes=keep_bytes, progress=progress)
+            digests = [source.sha256 for source in whole.sources]
         elif kind == "pairs":
-            whole = PairFolder(path)
-            files = [pair.path for pair in whole.pairs]
+            whole = PairFolder(root, keep_bytes=keep_bytes, progress=progress)
+            digests = [pair.picture.sha256 for pair in whole.pairs]
         else:
-            whole = ImageFolder(path)
-            files = whole.paths
+            whole = ImageFolder(root, keep_bytes=keep_bytes, progress=progress)
+            digests = [picture.sha256 for picture in whole.pictures]
+        if whole.note is not None and report is not None:
+            report.warning(whole.note)
         self._used = whole.used
-        aside = set_aside(files)
+        self._redrawn = Redrawn()
+        aside = set_aside(digests)
         self._split = bool(aside)
-        self._folder = whole.only(i for i in range(len(files)) if i not in aside)
+        self._folder = whole.only(i for i in range(len(digests)) if i not in aside)
         self._aside = whole.only(sorted(aside)) if aside else self._folder
 
     def held_out(self) -> FolderSource:
         """The files that training never draws from; all of them when the folder is too small to set any aside."""
         other = FolderSource.__new__(FolderSource)
-        other._used, other._split, other._folder, other._aside = (
+        other._used, other._split, other._folder, other._aside, other._redrawn = (
             self._used,
             self._split,
             self._aside,
             self._folder,
+            Redrawn(),
         )
         return other
 
@@ -76,33 +82,46 @@ class FolderSource:
         """(f, s, s, 3) uint8 at the rate that was used."""
         assert isinstance(self._folder, VideoFolder)
         draw = self._folder.draw_fitting(rng, frames=frames, fps=fps, size=size)
-        return DrawnClip(draw.frames, draw.fps)
+        return DrawnClip(draw.frames, draw.fps, draw.redrawn)
+
+    def count(self, redrawn: Redrawn) -> None:
+        """Add up what the clips of a batch say of how they were drawn; other processes may have drawn them."""
+        self._redrawn += redrawn
 
     def describe(self) -> str:
-        """`used 412 of 431 clips: ..., 20 of them held out`, and what was drawn again so far."""
+        """`used 412 of 431 clips (...); 20 of them are held out`, and what was drawn again in the batches counted so far."""
         line = self._used
         if self._split:
             line += f"; {len(self._aside)} of them are held out"
         else:
             line += f"; the held-out loss is on training files, fewer than {FEWEST_FILES} different ones set none aside"
-        if isinstance(self._folder, VideoFolder) and self._folder.redrawn:
-            counts = self._folder.redrawn
-            line += f"; {counts['rate']} draws had their frame rate moved to what the file allows"
-            line += f", {counts['clip']} fell on a file too short for any rate and were drawn again"
+        if self._redrawn != Redrawn():
+            line += f"; {self._redrawn.rate} draws had their frame rate moved to what the file allows"
+            line += f", {self._redrawn.clip} fell on a file too short for any rate and were drawn again"
         return line
 
 
-def set_aside(files: Iterable[Path]) -> set[int]:
-    """Indices of the files whose content falls in the held-out share, at least one; none of a small folder."""
-    shares = [_share(path) for path in files]
+def set_aside(digests: Iterable[str]) -> set[int]:
+    """Indices of the files (by SHA-256) that fall in the held-out share, at least one; none of a small folder."""
+    shares = [int(digest[:16], 16) / 2**64 for digest in digests]
     if len(set(shares)) < FEWEST_FILES:
         return set()
     edge = max(HELD_OUT_SHARE, min(shares))
     return {i for i, share in enumerate(shares) if share <= edge}
 
 
-def _share(path: Path) -> float:
-    """A number in [0, 1) from a file's length and first bytes."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(str(path.stat().st_size).encode() + file.read(_HASHED_BYTES)).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _telling(report: Report, root: str) -> Progress:
+    """Progress of the reading as a stage of the report, said only when there is something to read."""
+    last = -1
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        if done == of and last < 0:
+            return
+        if last < 0:
+            report.stage(f"reading {root}", of)
+            last = 0
+        report.advance(done - last)
+        last = done
+
+    return tell

@@ -7,15 +7,18 @@ belongs to which sample. Nothing here keeps a position: the only state of the da
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from mavcli.data import world
+from mavcli.data.clips import Redrawn
+from mavcli.data.places import is_url
 from mavcli.errors import RecipeError
 from mavcli.recipe.schema import Data
+from mavcli.report import Report
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class DrawnClip:
 
     frames: np.ndarray
     fps: float
+    redrawn: Redrawn = field(default=Redrawn())
+    """How often it was drawn again; whoever consumes the clip hands it to `Source.count`."""
 
 
 class Source(Protocol):
@@ -45,8 +50,12 @@ class Source(Protocol):
         """The source of samples for the held-out loss, which training never draws."""
         ...
 
+    def count(self, redrawn: Redrawn) -> None:
+        """Batches are drawn in other processes: the one that describes is told here what they say of themselves."""
+        ...
+
     def describe(self) -> str:
-        """One line for the terminal: what there is to draw from."""
+        """One line for the terminal: what there is to draw from, and how often was drawn again."""
         ...
 
 
@@ -69,14 +78,18 @@ class WorldSource:
         """Itself: a world without end has no files to set aside, held-out samples have generators of their own."""
         return self
 
+    def count(self, redrawn: Redrawn) -> None:
+        """Nothing: every rate and length can be rendered."""
+
     def describe(self) -> str:
         return f"the rendered pocket world: {len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"
 
 
-def open_source(data: Data, kind: str, *, stage: str, base: Path) -> Source:
+def open_source(data: Data, kind: str, *, stage: str, base: Path, report: Report | None = None) -> Source:
     """Where a stage's samples come from; `kind` is image, pairs or video, folders are relative to `base`.
 
-    Raises RecipeError when the recipe names no such data, InputError when the folder has nothing usable.
+    What was never read before is decoded now, and `report` hears how far that is. Raises RecipeError when the recipe
+    names no such data, InputError when the folder has nothing usable.
     """
     if data.world:
         return WorldSource()
@@ -90,7 +103,13 @@ def open_source(data: Data, kind: str, *, stage: str, base: Path) -> Source:
         )
     from mavcli.data.folders import FolderSource
 
-    return FolderSource(base / folder, kind)
+    return FolderSource(
+        folder if is_url(folder) else str(base / folder),
+        kind,
+        leave_out=data.leave_out,
+        keep_bytes=int(data.keep_gb * 1e9),
+        report=report,
+    )
 
 
 def batch_generator(

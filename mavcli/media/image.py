@@ -125,12 +125,12 @@ def is_image(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def describe(path: str | os.PathLike[str]) -> str | None:
-    """What the first bytes say the file is, in words (`a PNG image`, `an HTML page`), or None when they say nothing.
+def describe(source: str | os.PathLike[str] | bytes) -> str | None:
+    """What the first bytes say a file is, in words (`a PNG image`, `an HTML page`), or None when they say nothing.
 
-    Raises InputError when there is no such readable file.
+    `source` is a path or the bytes themselves. Raises InputError when there is no such readable file.
     """
-    return describe_head(_head(path))
+    return describe_head(source[:512] if isinstance(source, bytes) else _head(source))
 
 
 def describe_head(head: bytes) -> str | None:
@@ -166,9 +166,9 @@ def describe_head(head: bytes) -> str | None:
     return None
 
 
-def is_still(path: str | os.PathLike[str]) -> bool:
+def is_still(source: str | os.PathLike[str] | bytes) -> bool:
     """True when the first bytes are those of a still image or of an animated WebP, which FFmpeg cannot decode; not of a GIF."""
-    found = describe(path)
+    found = describe(source)
     return found != "a GIF" and found in _IMAGES
 
 

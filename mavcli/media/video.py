@@ -7,6 +7,7 @@ Times are seconds from the first frame, taken from the file's timestamps and nev
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,10 +28,16 @@ from mavcli.errors import DiskError, InputError, UsageError
 from mavcli.media import image as still
 from mavcli.media.frames import Frames, check_size, fit, frames_sha256
 
+SAME_TIME = 1e-5
+"""Two times of one file, in seconds, that differ by less are the same frame's; the shortest step is a hundred times that."""
+
 MAX_CLIP_BYTES = 2 << 30
 """What `read_clip` keeps in memory at most: 2 GiB of RGB, 12 minutes of 64 x 64 at 240 fps or 11 s of 1080p."""
 
 Codec = Literal["h264", "ffv1"]
+
+Media = str | os.PathLike[str] | bytes
+"""A video: its path, or the bytes of the file (a member of an archive)."""
 
 # What is demuxed. Left out: playlists and image sequences, which make FFmpeg open other files.
 _FORMATS = (
@@ -108,6 +115,32 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What decoding every frame of a video told: exact, whatever its header promises. Sizes are as shown."""
+
+    times: NDArray[np.float64]
+    """(f,) seconds from the first frame, strictly increasing."""
+    rate: Fraction
+    """Frames per second by the timestamps."""
+    vfr: bool
+    start: float
+    """Timestamp of the first frame in the file, seconds."""
+    keyframes: NDArray[np.intp]
+    """Indices of the frames that decode without those before."""
+    seekable: bool
+    """Whether a timestamp names one frame: false where the clock starts again or stamps are missing."""
+    width: int
+    height: int
+    container: str
+    codec: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fps(self) -> float:
+        return float(self.rate)
+
+
+@dataclass(frozen=True)
 class Written:
     """What `write_video` made."""
 
@@ -158,7 +191,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     )
 
 
-def read_video(path: str | os.PathLike[str], *, start: float = 0.0, max_frames: int | None = None,
+def read_video(path: Media, *, start: float = 0.0, max_frames: int | None = None,
                stream: int | None = None, warnings: list[str] | None = None) -> Iterator[tuple[float, Frames]]:  # fmt: skip
     """Decode frame by frame: (seconds from the first frame of the file, uint8 (h, w, 3)).
 
@@ -221,72 +254,89 @@ def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, max_frames: i
     )
 
 
-def frame_times(path: str | os.PathLike[str], *, warnings: list[str] | None = None) -> NDArray[np.float64]:
-    """(f,) seconds of every frame that really decodes, from the first; no picture is converted. Raises InputError."""
-    source = _Source(path)
-    times = [time for time, _ in source.decode()]
+def survey(media: Media, *, visit: Callable[[VideoFrame], None] | None = None,
+           max_frames: int | None = None) -> Survey:  # fmt: skip
+    """Decode every frame once and say what there is; no picture is converted.
+
+    `visit` is called with each frame as it comes. Raises InputError when nothing decodes, and when the video holds
+    more than `max_frames`.
+    """
+    source = _Source(media)
+    times: list[float] = []
+    keyframes: list[int] = []
+    for time, frame in source.decode():
+        if len(times) == max_frames:
+            raise InputError(
+                f"`{source.name}` holds more than {max_frames} frames, wanted at most that many",
+                hint="cut it into shorter files: `ffmpeg -i in.mp4 -c copy -f segment -segment_time 600 out%03d.mp4`",
+            )
+        if frame.key_frame:
+            keyframes.append(len(times))
+        times.append(time)
+        if visit is not None:
+            visit(frame)
     if not times:
         raise source.nothing()
     source.compare_count(len(times), 0.0)
-    if warnings is not None:
-        warnings.extend(source.warnings)
-    return np.array(times)
+    stamps = np.array(times)
+    rate, vfr = _rate(stamps, source.tick, source.header_rates)
+    assert source.shape is not None  # a frame came
+    return Survey(
+        times=stamps,
+        rate=rate,
+        vfr=vfr,
+        start=source.start,
+        keyframes=np.array(keyframes, np.intp),
+        seekable=source.seekable,
+        width=source.shape[1],
+        height=source.shape[0],
+        container=source.container_name,
+        codec=source.codec,
+        warnings=tuple(source.warnings),
+    )
 
 
-def sample_at(path: str | os.PathLike[str], times: Sequence[float] | NDArray[np.float64], *,
-              transform: Callable[[Frames], Frames] | None = None) -> Frames:  # fmt: skip
-    """The frames nearest to ascending `times` (seconds from the first frame): uint8 (len(times), h, w, 3).
+def frames_at(media: Media, times: Sequence[float] | NDArray[np.float64], *, start: float = 0.0,
+              keyframe: float = 0.0, transform: Callable[[Frames], Frames] | None = None) -> Frames:  # fmt: skip
+    """The frames shown at ascending `times`, seconds that `survey` found: uint8 (len(times), h, w, 3).
 
-    `transform` shrinks each picture before it is kept. Raises InputError when a time lies more than half a source
-    frame outside the video. Inside a gap of a video with uneven frames the nearer neighbour is taken.
+    `keyframe` is where decoding may begin: the time of a keyframe at or before the first of them, in a video whose
+    survey says `seekable`; `start` is the survey's. Zero decodes from the beginning. `transform` shrinks each picture
+    before it is kept. Raises InputError when the file has no frame at such a time any more.
     """
     wanted = np.asarray(times, np.float64)
     if wanted.ndim != 1 or len(wanted) == 0 or bool((np.diff(wanted) < 0).any()):
         raise ValueError("`times` must be a non-empty ascending list of seconds")
-    source = _Source(path)
-    out: list[Frames] = []
-    last: tuple[float, VideoFrame] | None = None
-    step = 0.0
-
-    def keep(frame: VideoFrame) -> None:
-        picture = source.picture(frame)
-        out.append(transform(picture) if transform else picture)
-
-    # start a little early: the nearest frame may lie before the wanted time
-    for time, frame in source.decode(start=max(0.0, float(wanted[0]) - 1.0)):
-        if last is not None:
-            step = time - last[0]
-            while len(out) < len(wanted) and wanted[len(out)] <= time:
-                nearer = frame if time - wanted[len(out)] < wanted[len(out)] - last[0] else last[1]
-                keep(nearer)
-        elif wanted[0] < time:
-            break
-        last = (time, frame)
-        if len(out) == len(wanted):
-            return np.stack(out)
-    if last is None:
-        raise source.nothing(float(wanted[0]))
-    step = step or float(1 / _rate(np.array([last[0]]), source.tick, source.header_rates)[0])
-    while len(out) < len(wanted) and abs(wanted[len(out)] - last[0]) <= step / 2 + 1e-6:
-        keep(last[1])
-    if len(out) < len(wanted):
-        raise InputError(
-            f"`{source.name}` shows nothing at {wanted[len(out)]:.3f} s, wanted a frame within {step / 2:.3f} s; "
-            f"its last frame is at {last[0]:.3f} s"
-        )
-    return np.stack(out)
+    # an index may name a keyframe that its container cannot seek to: then the beginning is as good
+    for seek in (keyframe, 0.0) if keyframe > 0 else (0.0,):
+        source = _Source(media)
+        out: list[Frames] = []
+        for time, frame in source.decode_from(seek, start if seek else None):
+            while len(out) < len(wanted) and abs(time - wanted[len(out)]) <= SAME_TIME:
+                picture = source.picture(frame)
+                out.append(transform(picture) if transform else picture)
+            if len(out) == len(wanted):
+                return np.stack(out)
+            if time > wanted[len(out)] + SAME_TIME:
+                break
+    raise InputError(
+        f"`{source.name}` shows no frame at {wanted[len(out)]:.4f} s, where it had one when it was read first",
+        hint="leave the files alone while a training reads them",
+    )
 
 
-def nearest_frames(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp] | None:
+def nearest_frames(times: NDArray[np.float64], wanted: NDArray[np.float64], *,
+                   step: float | None = None) -> NDArray[np.intp] | None:  # fmt: skip
     """Indices of the frames nearest to `wanted` seconds, or None when one is farther than half a source frame.
 
-    A source frame is the median step of `times`: a gap in a video with uneven frames is no place to draw from.
+    A source frame is `step` seconds, by default the median step of `times`: a gap in a video with uneven frames is no
+    place to draw from.
     """
     if len(times) < 2:
         return None
     right = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
     index = np.where(wanted - times[right - 1] <= times[right] - wanted, right - 1, right)
-    tolerance = float(np.median(np.diff(times))) / 2 + 1e-6  # 1e-6: containers round timestamps
+    tolerance = (step or float(np.median(np.diff(times)))) / 2 + 1e-6  # 1e-6: containers round timestamps
     if bool((np.abs(times[index] - wanted) > tolerance).any()):
         return None
     return index
@@ -383,17 +433,19 @@ def write_gif(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: Fr
 class _Source:
     """One video file being read: what is known of it, what went wrong, and how its frames become pictures."""
 
-    def __init__(self, path: str | os.PathLike[str], *, stream: int | None = None) -> None:
-        self.name = os.fspath(path)
+    def __init__(self, media: Media, *, stream: int | None = None) -> None:
+        self.media = media
+        self.name = _name(media)
         self.index = stream
         self.warnings: list[str] = []
         self.start = 0.0
+        self.seekable = True
         self.tick = 0.0
         self.header_rates: list[Fraction] = []
         self.header_frames = 0
         self.codec = self.container_name = ""
         self._sar = Fraction(1)
-        self._size: tuple[int, int] | None = None  # height, width of the first frame as shown
+        self.shape: tuple[int, int] | None = None  # height, width of the first frame as shown
         self._reformatter = VideoReformatter()
         self._fault: BaseException | None = None
 
@@ -412,6 +464,10 @@ class _Source:
                 return
             self.warnings.clear()
         yield from self._decode(start=start, origin=None)
+
+    def decode_from(self, keyframe: float, origin: float | None) -> Iterator[tuple[float, VideoFrame]]:
+        """`decode` from a keyframe's time, where the file's first timestamp (`origin`) is known: one opening less."""
+        return self._decode(start=keyframe, origin=origin)
 
     def picture(self, frame: VideoFrame) -> Frames:
         """One frame as a player shows it: uint8 (h, w, 3) of the first frame's size."""
@@ -439,17 +495,17 @@ class _Source:
             white = np.array(still.WHITE, np.uint16)
             picture = ((picture[..., :3] * opacity + white * (255 - opacity) + 127) // 255).astype(np.uint8)
         picture = _turned(picture, _display_matrix(frame))
-        if self._size is not None and picture.shape[:2] != self._size:
+        if self.shape is not None and picture.shape[:2] != self.shape:
             self._warn_once(
-                f"the picture changes from {self._size[1]} x {self._size[0]} to {picture.shape[1]} x "
+                f"the picture changes from {self.shape[1]} x {self.shape[0]} to {picture.shape[1]} x "
                 f"{picture.shape[0]} px in the stream; later frames are scaled and cut to the first size"
             )
-            picture = fit(picture, self._size, rule="crop")
+            picture = fit(picture, self.shape, rule="crop")
         return np.ascontiguousarray(picture)
 
     def nothing(self, start: float = 0.0) -> InputError:
         """The error for a file that gave no frame at all."""
-        if start > 0 and self._size is not None:
+        if start > 0 and self.shape is not None:
             return InputError(f"`{self.name}` ends before {start:g} s, wanted a frame there")
         why = f": {_words(self._fault)}" if self._fault else ""
         return InputError(
@@ -468,12 +524,12 @@ class _Source:
             self._warn_once(f"{decoded} of the {self.header_frames} frames that the header lists decode")
 
     def _decode(self, *, start: float, origin: float | None) -> Iterator[tuple[float, VideoFrame]]:
-        with _opened(self.name) as container:
+        with _opened(self.media) as container:
             stream = self._pick(container)
             decoder = _alpha_decoder(stream) or stream.codec_context
             if origin is not None:
                 with suppress(*_FAULTS):  # the caller sees the first frame's time
-                    container.seek(int((origin + start) / self.tick), stream=stream, backward=True)
+                    container.seek(round((origin + start) / self.tick), stream=stream, backward=True)
             clock = _Clock(origin, self._nominal_step())
             count = idle = 0
             packets = container.demux(stream)
@@ -504,6 +560,7 @@ class _Source:
                         self._warn_once("some frames are damaged and shown as they decode")
                     if time >= start - 1e-6:
                         yield time, frame
+            self.seekable = not (clock.restarts or clock.replaced or clock.missing)
             if clock.restarts:
                 self._warn_once(f"timestamps start again {clock.restarts} times; the parts are joined")
             if clock.replaced:
@@ -551,9 +608,9 @@ class _Source:
         check_size(self.name, frame.width, frame.height)
         width, height = self._square(frame)
         check_size(self.name, width, height)
-        if self._size is None:
+        if self.shape is None:
             matrix = _display_matrix(frame)
-            self._size = (width, height) if _swaps(matrix) else (height, width)
+            self.shape = (width, height) if _swaps(matrix) else (height, width)
             if frame.interlaced_frame:
                 self._warn_once("the video is interlaced; both fields are shown at once")
             if frame.color_trc in (16, 18):  # SMPTE 2084 and HLG
@@ -577,7 +634,7 @@ class _Clock:
     def __init__(self, origin: float | None, step: float) -> None:
         self.origin = origin
         self.last = 0.0
-        self.restarts = self.replaced = 0
+        self.restarts = self.replaced = self.missing = 0
         self._step = step
         self._offset = 0.0
         self._begun = False
@@ -585,6 +642,7 @@ class _Clock:
     def __call__(self, frame: VideoFrame, tick: float) -> float:
         stamp = None if frame.pts is None else frame.pts * float(frame.time_base or tick)
         if stamp is None:
+            self.missing += 1
             time = self.last + self._step if self._begun else 0.0
             self.origin = 0.0 if self.origin is None else self.origin
         else:
@@ -602,13 +660,17 @@ class _Clock:
         return time
 
 
+def _name(media: Media) -> str:
+    return "video" if isinstance(media, bytes) else os.fspath(media)
+
+
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
-    name = os.fspath(path)
-    found = still.describe(path)
+def _opened(media: Media) -> Iterator[InputContainer]:
+    name = _name(media)
+    found = still.describe(media)
     head_hint = still.hint_for(found) if found else None
     if found and found not in ("a video file", "a GIF"):
-        if still.is_still(path):
+        if still.is_still(media):
             head_hint = (
                 "use `mav animate` to make a video of it" if found != "an animated WebP" else head_hint
             )
@@ -616,7 +678,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     try:
         # an absolute path cannot be taken for a URL
         container = av.open(
-            os.path.abspath(name), options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+            io.BytesIO(media) if isinstance(media, bytes) else os.path.abspath(name),
+            "r",
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
         )
     except _FAULTS as error:
         raise InputError(

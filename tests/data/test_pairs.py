@@ -1,6 +1,7 @@
 """Still images with and without captions."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -45,12 +46,12 @@ def test_unusable_images_are_rejected_with_reasons(photos):
     assert folder.rejected["page.jpg"].startswith("is an HTML page")
 
 
-def test_an_image_that_turns_out_damaged_is_replaced_by_another_draw(photos):
+def test_an_image_that_is_cut_off_is_never_drawn(photos):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     write_png(photos / "cut.png", noise)
     (photos / "cut.png").write_bytes((photos / "cut.png").read_bytes()[:3000])
     folder, rng = ImageFolder(photos), np.random.default_rng(0)
-    assert len(folder) == 3
+    assert len(folder) == 2
     assert {int(folder.draw(rng, size=4).mean()) for _ in range(30)} == {10, 200}
     assert folder.rejected["cut.png"].startswith("is a damaged image")
 
@@ -67,7 +68,7 @@ def test_captions_beside_the_images(photos):
     (photos / "deep" / "B.txt").write_text(" \n")
     write_png(photos / "c.png", picture(3))
     folder = PairFolder(photos)
-    assert [(pair.path.name, pair.caption) for pair in folder.pairs] == [("a.png", "a dark field")]
+    assert [(pair.name, pair.caption) for pair in folder.pairs] == [("a.png", "a dark field")]
     assert folder.layout == "captions from a `.txt` beside each image"
     assert folder.rejected == {"deep/B.PNG": "has an empty caption", "c.png": "has no `.txt` beside it"}
     drawn, caption = folder.draw(np.random.default_rng(0), size=8)
@@ -90,10 +91,10 @@ def test_captions_in_a_table(kind, columns, photos):
     (photos / kind).write_text("\n".join(lines) + "\n", encoding="utf-8")
     folder = PairFolder(photos)
     assert folder.layout == f"captions from `{kind}`"
-    assert [(pair.path.name, pair.caption) for pair in folder.pairs] == [
-        ("a.png", "a dark field"), ("B.PNG", "snow, \"bright\" ü"), ("a.png", "another name for it")]  # fmt: skip
+    assert [(pair.name, pair.caption) for pair in folder.pairs] == [
+        ("a.png", "a dark field"), ("deep/B.PNG", "snow, \"bright\" ü"), ("a.png", "another name for it")]  # fmt: skip
     assert sorted(folder.rejected.values()) == ["has an empty caption", "names a file that does not exist"]
-    assert folder.used.startswith(f"used 3 of 5 pairs, captions from `{kind}`")
+    assert folder.used == f"used 3 of 5 pairs (2 rejected: mav data check {photos}), captions from `{kind}`"
 
 
 def test_tables_of_other_things_are_left_alone(photos):
@@ -112,3 +113,44 @@ def test_a_broken_table_is_named_with_its_line(photos):
 def test_the_real_photos_all_have_captions(shared_data):
     folder = PairFolder(shared_data / "photos")
     assert folder.used == "used 42 of 42 pairs, captions from `captions.csv`"
+
+
+def parquet(path, columns: dict) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as tables
+
+    tables.write_table(pyarrow.table(columns), path, row_group_size=2)
+
+
+def test_captions_in_a_parquet_table_of_file_names(photos):
+    parquet(
+        photos / "meta.parquet", {"file_name": [row[0] for row in ROWS], "text": [row[1] for row in ROWS]}
+    )
+    folder = PairFolder(photos)
+    assert [(pair.name, pair.caption) for pair in folder.pairs] == ROWS[:3]
+    assert folder.rejected == {"meta.parquet:3": "names a file that does not exist",
+                               "meta.parquet:4": "has an empty caption"}  # fmt: skip
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_images_inside_a_parquet_table_are_read_in_place(photos, nested):
+    images = [(photos / name).read_bytes() for name in ("a.png", "deep/B.PNG")] + [b"no picture"]
+    column = [{"bytes": data, "path": "../../etc/passwd"} for data in images] if nested else images
+    parquet(photos / "t.parquet", {"image": column, "caption": ["dark", "bright", "broken"]})
+    folder = PairFolder(photos)
+    assert [(pair.name, pair.caption) for pair in folder.pairs] == [
+        ("t.parquet:0", "dark"),
+        ("t.parquet:1", "bright"),
+    ]
+    assert list(folder.rejected) == ["t.parquet:2"]
+    rng = np.random.default_rng(0)
+    drawn = {(int(image.mean()), words) for image, words in (folder.draw(rng, size=4) for _ in range(20))}
+    assert drawn == {(10, "dark"), (200, "bright")}
+
+
+def test_a_parquet_table_without_pyarrow_names_the_extra(photos, monkeypatch):
+    (photos / "t.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match="needs the package pyarrow") as raised:
+        PairFolder(photos)
+    assert raised.value.hint == "pip install 'mavcli[parquet]'"

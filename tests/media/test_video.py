@@ -171,7 +171,7 @@ def test_uneven_frames_keep_their_own_times(suffix, tmp_path):
     clip = V.read_clip(tmp_path / f"a.{suffix}")
     assert clip.vfr and np.allclose(clip.times, np.array(stamps) / 1000, atol=1.1e-3)
     assert clip.fps == pytest.approx(25, rel=0.03)
-    assert np.allclose(V.frame_times(tmp_path / f"a.{suffix}"), clip.times)
+    assert np.allclose(V.survey(tmp_path / f"a.{suffix}").times, clip.times)
 
 
 def test_the_rate_of_even_frames_is_exact_even_where_the_container_rounds_times(tmp_path):
@@ -181,12 +181,28 @@ def test_the_rate_of_even_frames_is_exact_even_where_the_container_rounds_times(
         assert not V.probe(tmp_path / "a.mkv").vfr
 
 
-def test_sampling_takes_the_nearest_frame_by_time(tmp_path):
-    encode(tmp_path / "a.mp4", range(0, 2000, 40))
-    wanted = [0.0, 0.019, 0.021, 0.49, 1.21, 1.96, 1.979]
-    assert shown(V.sample_at(tmp_path / "a.mp4", wanted)) == [0, 0, 1, 12, 30, 0, 0]
-    with pytest.raises(InputError, match=r"shows nothing at 1\.99"):
-        V.sample_at(tmp_path / "a.mp4", [1.99])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_frames_by_their_times_are_those_of_reading_all(suffix, tmp_path):
+    encode(tmp_path / f"a.{suffix}", [t + (t > 1500) * 500 for t in range(0, 2000, 40)])
+    survey = V.survey(tmp_path / f"a.{suffix}")
+    whole = V.read_clip(tmp_path / f"a.{suffix}")
+    assert survey.seekable and survey.keyframes[0] == 0 and np.array_equal(survey.times, whole.times)
+    for index in ([0, 1, 7], [30, 40, 49], [12, 12]):
+        before = survey.keyframes[survey.keyframes <= index[0]][-1]
+        for keyframe in (0.0, float(survey.times[before])):
+            media = tmp_path / f"a.{suffix}"
+            for source in (media, media.read_bytes()):
+                got = V.frames_at(source, survey.times[index], start=survey.start, keyframe=keyframe)
+                assert np.array_equal(got, whole.frames[index])
+    with pytest.raises(InputError, match=r"shows no frame at 0\.0210 s"):
+        V.frames_at(tmp_path / f"a.{suffix}", [0.021])
+
+
+def test_a_survey_stops_at_a_number_of_frames(tmp_path):
+    encode(tmp_path / "a.mp4", range(0, 400, 40))
+    assert len(V.survey(tmp_path / "a.mp4", max_frames=10).times) == 10
+    with pytest.raises(InputError, match="holds more than 9 frames"):
+        V.survey(tmp_path / "a.mp4", max_frames=9)
 
 
 def test_reading_from_a_start_gives_the_tail_of_reading_all(tmp_path):

@@ -1,0 +1,334 @@
+"""What is in a data folder, known without reading it again: a cache of facts, keyed by name, size and time of change.
+
+Each file is decoded once, in processes that may crash or hang (`mavcli.data.scan`); the facts go to
+`MAV_CACHE/index/`, never beside the data. A cache that does not match its own checksum is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import av
+
+from mavcli.data.places import Place
+from mavcli.data.scan import Facts, scan
+from mavcli.media.image import move_into_place, temporary_name
+from mavcli.recipe.share import cache_dir
+
+FORMAT = 1
+"""Of the cache file and of the facts in it; another number, or another PyAV, and everything is read again."""
+STALL = 300.0
+"""Seconds without a sign of life after which a decoder is given up: it waits for a disk that does not answer."""
+_SAVE_EVERY = 60.0
+_FEW = 64
+"""Pictures that are decoded here: it takes less time than a process, and Pillow is not known to crash."""
+
+Kind = Literal["video", "image"]
+Progress = Callable[[int, int], None]
+
+
+class Index:
+    """The facts of one folder or archive, as far as they are known; `key` names it, such as its absolute path."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        readable = re.sub(r"[^A-Za-z0-9]+", "-", key)[-40:].strip("-")
+        name = f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+        self.path = cache_dir() / "index" / name
+        self.note: str | None = None
+        """Why the facts could not be kept, in words; None when they were."""
+        self._entries: dict[str, tuple[list[int], Facts]] = {}
+
+    def load(self) -> None:
+        """Take over what is on disk, if it is whole and of this version."""
+        self._entries = {}
+        try:
+            with open(self.path, "rb") as file:
+                head = json.loads(file.readline())
+                body = file.read()
+            if head != self._head(body):
+                return
+            self._entries = {
+                name: (stamp, facts) for name, stamp, facts in map(json.loads, body.splitlines())
+            }
+        except (OSError, ValueError, TypeError):
+            self._entries = {}
+
+    def get(self, name: str, stamp: list[int]) -> Facts | None:
+        """The facts of a file whose size and time of change are still `stamp`."""
+        kept, facts = self._entries.get(name, (None, None))
+        return facts if kept == stamp else None
+
+    def put(self, name: str, stamp: list[int], facts: Facts) -> None:
+        self._entries[name] = (stamp, facts)
+
+    def keep_only(self, names: set[str]) -> bool:
+        """Forget files that are gone; whether there were any."""
+        gone = self._entries.keys() - names
+        for name in gone:
+            del self._entries[name]
+        return bool(gone)
+
+    def save(self) -> None:
+        """Write everything, whole or not at all; where that is impossible `note` says why."""
+        body = b"".join(
+            json.dumps([name, stamp, facts], separators=(",", ":")).encode() + b"\n"
+            for name, (stamp, facts) in sorted(self._entries.items())
+        )
+        temporary = temporary_name(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                file.write(json.dumps(self._head(body)).encode() + b"\n" + body)
+                file.flush()
+                os.fsync(file.fileno())
+            move_into_place(temporary, self.path, overwrite=True)
+        except OSError as error:
+            self.note = f"what was found cannot be kept in {self.path.parent}: {(error.strerror or str(error)).lower()}"
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process of this machine at a time: of eight ranks one decodes, and the others read what it found.
+
+        Where locks do not work, all decode; the result is the same.
+        """
+        handle: IO[bytes] | None = None
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path.with_suffix(".lock"), "wb")  # noqa: SIM115
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.close()
+
+    def _head(self, body: bytes) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "av": av.__version__,
+            "key": self.key,
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
+
+
+def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress | None = None,
+            keep_bytes: int = 20 << 30, workers: int | None = None, stall: float = STALL,
+            again: bool = False) -> tuple[list[Facts], str | None]:  # fmt: skip
+    """The facts of every place, in order, from the cache or by decoding; and why they could not be kept, or None.
+
+    `progress(done, of)` counts all places. `workers` is the number of processes, by default one for each free core;
+    `again` believes nothing that was kept; `keep_bytes` bounds the copies of shards behind URLs.
+    """
+    index = Index(f"{kind} {key}")
+    tell = progress or (lambda done, of: None)
+    with index.alone():
+        if not again:
+            index.load()
+        stamps = [_stamp(place) for place in places]
+        found = [
+            {"reason": "is gone"} if stamp is None else index.get(place.name, stamp)
+            for place, stamp in zip(places, stamps, strict=True)
+        ]
+        todo = [i for i, facts in enumerate(found) if facts is None]
+        done, saved = len(places) - len(todo), time.monotonic()
+        tell(done, len(places))
+        changed = index.keep_only({place.name for place in places}) or bool(todo)
+        try:
+            for i, facts in _decode_here(places, todo, kind, workers, stall, keep_bytes):
+                stamp = _stamp(places[i])
+                if stamp is None or stamp != stamps[i]:
+                    facts = {"reason": "changed while it was read"}
+                else:
+                    index.put(places[i].name, stamp, facts)
+                found[i] = facts
+                done += 1
+                tell(done, len(places))
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    index.save()
+                    saved = time.monotonic()
+        finally:  # what an interrupted reading found is not lost
+            if changed:
+                index.save()
+    return [facts for facts in found if facts is not None], index.note
+
+
+def _decode_here(places: Sequence[Place], todo: list[int], kind: Kind, workers: int | None, stall: float,
+                 keep_bytes: int) -> Iterator[tuple[int, Facts]]:  # fmt: skip
+    """`decode_all` of the places numbered `todo`; shards behind URLs are fetched one after the other."""
+    from mavcli.data.shards import local_copy
+
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i in todo:
+        groups.setdefault((places[i].path, places[i].version) if places[i].remote else ("", ""), []).append(i)
+    for (url, version), numbers in groups.items():
+        if not url:
+            for n, facts in decode_all([places[i] for i in numbers], kind=kind, workers=workers, stall=stall):
+                yield numbers[n], facts
+            continue
+        with local_copy(url, version, keep_bytes=keep_bytes) as path:
+            here = [replace(places[i], path=path) for i in numbers]
+            for n, facts in decode_all(here, kind=kind, workers=workers, stall=stall):
+                yield numbers[n], facts
+
+
+def decode_all(places: Sequence[Place], *, kind: Kind, workers: int | None = None,
+               stall: float = STALL) -> Iterator[tuple[int, Facts]]:  # fmt: skip
+    """(number of the place, its facts) as they come. A decoder that crashes or stalls gives a `reason`."""
+    if kind == "image" and len(places) <= _FEW:
+        yield from ((number, scan(place, kind)) for number, place in enumerate(places))
+        return
+    jobs: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(len(places)):
+        jobs.put(number)
+    answers: queue.SimpleQueue[tuple[int, Facts] | BaseException] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def serve() -> None:
+        decoder: _Decoder | None = None
+        try:
+            while not stop.is_set():
+                try:
+                    number = jobs.get_nowait()
+                except queue.Empty:
+                    return
+                decoder = decoder or _Decoder()
+                facts = decoder.facts(number, places[number], kind, stall, stop)
+                if not decoder.living:
+                    decoder.close()
+                    decoder = None
+                answers.put((number, facts))
+        except BaseException as error:  # raised again where the answers are read
+            answers.put(error)
+        finally:
+            if decoder is not None:
+                decoder.close()
+
+    threads = [
+        threading.Thread(target=serve, daemon=True) for _ in range(min(workers or _cores(), len(places)))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in places:
+            answer = answers.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+class _Decoder:
+    """One process of `mavcli.data.scan`."""
+
+    def __init__(self) -> None:
+        package = Path(__file__).resolve().parents[2]
+        paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.living = True
+        self._rest = b""
+        self._process = subprocess.Popen(
+            # -P: the working folder may hold a numpy.py
+            [sys.executable, "-P", "-m", "mavcli.data.scan"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its children
+        )
+
+    def facts(self, number: int, place: Place, kind: Kind, stall: float, stop: threading.Event) -> Facts:
+        """What the process says of a place, or what became of the process."""
+        job = {
+            "id": number,
+            "path": place.path,
+            "offset": place.offset,
+            "size": place.size,
+            "cell": place.cell,
+            "kind": kind,
+        }
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+        heard = time.monotonic()
+        frames = 0
+        while not stop.is_set():
+            line = self._line(min(0.5, stall))
+            if line is None:
+                if time.monotonic() - heard > stall:
+                    self.living = False
+                    return {"reason": f"could not be read for {stall:g} s"}
+                continue
+            if line == b"":
+                self.living = False
+                ended = self._process.wait()
+                how = "hang" if ended == -getattr(signal, "SIGPROF", 0) else "crash"
+                return {"reason": f"made the decoder {how} after {frames} frames"}
+            heard = time.monotonic()
+            answer = json.loads(line)
+            if "facts" in answer:
+                found: Facts = answer["facts"]
+                return found
+            frames = answer["frames"]
+        self.living = False
+        return {"reason": "was not read: interrupted"}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _line(self, timeout: float) -> bytes | None:
+        """The next line; empty at the end; None when there is none yet."""
+        assert self._process.stdout is not None
+        if b"\n" not in self._rest:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._process.stdout, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    return None
+            piece = os.read(self._process.stdout.fileno(), 1 << 20)
+            if not piece:
+                return b""
+            self._rest += piece
+            if b"\n" not in self._rest:
+                return None
+        line, self._rest = self._rest.split(b"\n", 1)
+        return line
+
+
+def _stamp(place: Place) -> list[int] | None:
+    """Size, time of change and position of a place's file; None when it is gone."""
+    piece = [place.offset, -1 if place.size is None else place.size, place.cell[2] if place.cell else -1]
+    if place.remote:
+        return [int(place.version, 16), *piece]
+    try:
+        status = os.stat(place.path)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns, *piece]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,152 @@
+"""The cache of what data folders hold, and the processes that decode for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mavcli.data import index as indexing
+from mavcli.data.clips import VideoFolder
+from mavcli.data.index import Index, decode_all, indexed
+from mavcli.data.places import Place
+from mavcli.data.scan import pack, unpack
+from mavcli.media.video import write_video
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MAV_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "index"
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The names of what is decoded, which happens in this process."""
+    names: list[str] = []
+
+    def here(places, *, kind, workers=None, stall=0.0):
+        for number, place in enumerate(places):
+            names.append(place.name)
+            yield number, indexing.scan(place, kind)
+
+    monkeypatch.setattr(indexing, "decode_all", here)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = tmp_path / "videos"
+    root.mkdir()
+    for i, name in enumerate("abc"):
+        write_video(root / f"{name}.mkv", np.full((4, 16, 16, 3), 40 * i, np.uint8), fps=8, codec="ffv1")
+    return root
+
+
+def test_a_file_is_decoded_once_until_it_changes(folder, cache, decoded):
+    first = VideoFolder(folder)
+    assert decoded == ["a.mkv", "b.mkv", "c.mkv"]
+    again = VideoFolder(folder)
+    assert len(decoded) == 3
+    for one, two in zip(first.sources, again.sources, strict=True):
+        assert np.array_equal(one.times, two.times) and np.array_equal(one.keyframes, two.keyframes)
+        assert (one.rate, one.sha256, one.start) == (two.rate, two.sha256, two.start)
+    os.utime(folder / "b.mkv", ns=(1, 1))
+    (folder / "c.mkv").rename(folder / "d.mkv")
+    assert len(VideoFolder(folder)) == 3
+    assert decoded[3:] == ["b.mkv", "d.mkv"]
+    VideoFolder(folder, again=True)
+    assert len(decoded) == 8
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "empty", "no json", "older", "believable"])
+def test_a_damaged_cache_is_made_again_and_never_believed(harm, folder, cache, decoded):
+    wanted = VideoFolder(folder).sources[0].times
+    (path,) = cache.glob("*.jsonl")
+    data = path.read_bytes()
+    if harm == "believable":  # whole JSON, other content than the checksum says
+        harmed = data.replace(b'"rate":"8"', b'"rate":"9"')
+        assert harmed != data
+    elif harm == "older":
+        harmed = data.replace(b'"format": 1', b'"format": 0')
+    else:
+        middle = len(data) // 2
+        flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        harmed = {"cut": data[:-40], "flipped": flipped, "empty": b"", "no json": b"[]\n{{{\n"}[harm]
+    path.write_bytes(harmed)
+    source = VideoFolder(folder).sources[0]
+    assert len(decoded) == 6 and np.array_equal(source.times, wanted) and source.fps == 8
+    assert path.read_bytes() == data, "written again"
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_nothing_else_fails(
+    folder, tmp_path, monkeypatch, decoded
+):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MAV_CACHE", str(tmp_path / "file"))
+    videos = VideoFolder(folder)
+    assert len(videos) == 3 and "cannot be kept" in str(videos.note)
+
+
+def test_an_interrupted_reading_keeps_what_it_found(folder, cache, decoded):
+    def stop(done, of):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        VideoFolder(folder, progress=stop)
+    VideoFolder(folder)
+    assert decoded == ["a.mkv", "b.mkv", "c.mkv"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_out_this_time(folder, cache, decoded, monkeypatch):
+    def late(places, **rest):
+        for number, place in enumerate(places):
+            facts = indexing.scan(place, "video")
+            if place.name == "b.mkv":
+                os.utime(place.path, ns=(5, 5))
+            yield number, facts
+
+    monkeypatch.setattr(indexing, "decode_all", late)
+    assert VideoFolder(folder).rejected == {"b.mkv": "changed while it was read"}
+    assert not VideoFolder(folder).rejected
+
+
+def test_decoders_that_hang_or_die_are_replaced_and_the_rest_goes_on(folder):
+    os.mkfifo(folder / "pipe")  # opening it for reading waits for ever
+    good = [Place(f"{n}.mkv", str(folder / f"{n}.mkv")) for n in "ab"]
+    waits = Place("pipe", str(folder / "pipe"), 0, 10)
+    found = dict(decode_all([good[0], waits, good[1]], kind="video", workers=1, stall=10))
+    assert found[1] == {"reason": "could not be read for 10 s"}
+    assert found[0]["rate"] == found[2]["rate"] == "8"
+
+
+def test_a_dead_decoder_gives_a_reason(folder):
+    decoder = indexing._Decoder()
+    decoder._process.kill()
+    place = Place("a.mkv", str(folder / "a.mkv"))
+    assert decoder.facts(0, place, "video", 60.0, threading.Event()) == {
+        "reason": "made the decoder crash after 0 frames"
+    }
+    assert not decoder.living
+    decoder.close()
+
+
+def test_numbers_are_packed_without_loss():
+    rng = np.random.default_rng(0)
+    for numbers in (np.arange(0), np.arange(5) * 333_667, np.cumsum(rng.integers(1, 2**40, 1000))):
+        assert np.array_equal(unpack(pack(numbers)), numbers)
+    assert len(pack(np.arange(100_000) * 333_333)) < 2000, "a frame costs a fiftieth of a byte"
+
+
+def test_pictures_and_videos_of_one_folder_have_indexes_of_their_own(folder, cache):
+    place = [Place("a.mkv", str(folder / "a.mkv"))]
+    assert "reason" in indexed(str(folder), place, kind="image")[0][0]
+    assert {json.loads(p.read_text().splitlines()[0])["key"] for p in cache.glob("*.jsonl")} == {
+        f"image {folder}"
+    }
+    assert Index(f"video {folder}").path != Index(f"image {folder}").path
