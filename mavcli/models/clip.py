@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mavcli.specs import ClipSpec
+from mavcli.specs import ClipSpec, UNetSpec
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,7 +23,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """embedding (b, d) unit norm; states (b, n, w) after the last norm; mask (b, n) bool, True for real tokens."""
+    """embedding (b, d); states (b, n, w) after the last norm; mask (b, n) bool, True for real tokens."""
 
     embedding: Tensor
     states: Tensor
@@ -50,7 +50,12 @@ class Clip(nn.Module):
         self.tokens = (
             WordTokenizer(spec.vocabulary, spec.text_context) if spec.vocabulary is not None else None
         )
-        self._bpe = None if self.tokens else open_clip.get_tokenizer(spec.pretrained or "ViT-B-32")
+        length = spec.text_context if spec.pretrained is None else None  # a published model knows its own
+        self._bpe = (
+            None
+            if self.tokens
+            else open_clip.get_tokenizer(spec.pretrained or "ViT-B-32", context_length=length)
+        )
         if spec.pretrained is not None:
             config = dict(open_clip.get_model_config(spec.pretrained) or {})
             config.pop("custom_text", None)
@@ -78,10 +83,10 @@ class Clip(nn.Module):
         end = tokens.argmax(dim=-1)
         embedding = h[torch.arange(len(h), device=h.device), end] @ towers.text_projection
         mask = torch.arange(tokens.shape[1], device=tokens.device)[None] <= end[:, None]
-        return TextFeatures(F.normalize(embedding.float(), dim=-1), h.float(), mask)
+        return TextFeatures(self._scaled(embedding.float()), h.float(), mask)
 
     def encode_image(self, x: Tensor) -> Tensor:
-        """x (b, 3, h, w) in [-1, 1], any size -> (b, d) unit norm."""
+        """x (b, 3, h, w) in [-1, 1], any size -> (b, d), of length 1 unless the spec says `unit_norm: false`."""
         size = self.spec.image_size if self.spec.pretrained is None else self.towers.visual.image_size
         size = size if isinstance(size, int) else size[0]
         if x.shape[-2:] != (size, size):
@@ -90,7 +95,23 @@ class Clip(nn.Module):
             )
         mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
         x = ((x + 1) / 2 - mean) / std
-        return F.normalize(self.towers.visual(x).float(), dim=-1)
+        return self._scaled(self.towers.visual(x).float())
+
+    def _scaled(self, embedding: Tensor) -> Tensor:
+        return F.normalize(embedding, dim=-1) if self.spec.unit_norm else embedding
+
+    def no_text(self, spec: UNetSpec, rows: int) -> dict[str, Tensor]:
+        """The text fields of a Condition for a decoder that can read text, which this chain never shows it: the empty
+        prompt, as Karlo's decoder saw it in 30 % of its training and sees it when it varies an image.
+        """
+        if spec.text != "clip":
+            return {}
+        empty = self.encode_text([""])
+        return {
+            "text_states": empty.states.expand(rows, -1, -1),
+            "text_embedding": empty.embedding.expand(rows, -1),
+            "text_mask": empty.mask.expand(rows, -1),
+        }
 
     def unknown_words(self, prompt: str) -> list[UnknownWord]:
         """The words that the text tower cannot tell from silence; empty for a byte-pair vocabulary."""

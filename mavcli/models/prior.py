@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mavcli.models.clip import Clip
 from mavcli.models.embeddings import sinusoid
 from mavcli.models.transformer import Transformer, padding_mask
 from mavcli.models.unet import mlp
@@ -25,18 +26,41 @@ from mavcli.specs import PriorSpec
 class PriorCondition:
     """text_embedding (b, d) unit norm; text_states (b, n, w); text_mask (b, n) bool, True for real tokens.
 
-    Rows where `keep` (b,) is False are without text: the embedding and the states are zeroed and all tokens masked.
+    Rows where `keep` (b,) is False are without text: the embedding and the states are zeroed and all tokens masked. Where
+    a prior was trained on the empty prompt instead (`PriorSpec.null_text`), `null` is that prompt, a row of its own.
     """
 
     text_embedding: Tensor
     text_states: Tensor
     text_mask: Tensor
     keep: Tensor | None = None
+    null: PriorCondition | None = None
 
     def without_conditioning(self) -> PriorCondition:
         """The unconditional half of classifier-free guidance."""
-        drop = torch.zeros(len(self.text_embedding), dtype=torch.bool, device=self.text_embedding.device)
-        return dataclasses.replace(self, keep=drop)
+        return self.only(torch.zeros_like(self.text_mask[:, 0]))
+
+    def only(self, keep: Tensor) -> PriorCondition:
+        """The rows where `keep` (b,) is True; the others are without text."""
+        null = self.null
+        if null is None:
+            return dataclasses.replace(self, keep=keep)
+        return PriorCondition(
+            torch.where(keep[:, None], self.text_embedding, null.text_embedding),
+            torch.where(keep[:, None, None], self.text_states, null.text_states),
+            torch.where(keep[:, None], self.text_mask, null.text_mask),
+        )
+
+    def repeated(self, times: int) -> PriorCondition:
+        """Each row `times` times in a row."""
+        rows = torch.arange(len(self.text_mask), device=self.text_mask.device).repeat_interleave(times)
+        return PriorCondition(
+            self.text_embedding[rows],
+            self.text_states[rows],
+            self.text_mask[rows],
+            None if self.keep is None else self.keep[rows],
+            self.null,
+        )
 
     @staticmethod
     def cat(conditions: Sequence[PriorCondition]) -> PriorCondition:
@@ -49,6 +73,16 @@ class PriorCondition:
             text_mask=torch.cat([c.text_mask for c in conditions]),
             keep=torch.cat([rows(c) for c in conditions]),
         )
+
+
+def text_condition(spec: PriorSpec, clip: Clip, texts: list[str]) -> PriorCondition:
+    """What a prior of `spec` is told of the texts (b)."""
+    text = clip.encode_text(texts)
+    null = None
+    if spec.null_text == "empty":
+        empty = clip.encode_text([""])
+        null = PriorCondition(empty.embedding, empty.states, empty.mask)
+    return PriorCondition(text.embedding, text.states, text.mask, null=null)
 
 
 class Prior(nn.Module):

@@ -34,11 +34,7 @@ class PseudoConv3d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
         self.temporal: nn.Conv1d | None = None
         if temporal_kernel is not None:
-            self.temporal = nn.Conv1d(
-                out_channels, out_channels, temporal_kernel, padding=temporal_kernel // 2
-            )
-            nn.init.dirac_(self.temporal.weight)
-            nn.init.zeros_(self.temporal.bias)  # type: ignore[arg-type]
+            self.temporal = identity_conv(out_channels, temporal_kernel)
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """x ((b f), c, h, w) -> ((b f), c', h', w')."""
@@ -46,6 +42,14 @@ class PseudoConv3d(nn.Conv2d):
         if self.temporal is None or frames == 1:
             return h
         return temporal_conv(h, self.temporal, frames)
+
+
+def identity_conv(channels: int, kernel: int) -> nn.Conv1d:
+    """A convolution over time that changes nothing."""
+    conv = nn.Conv1d(channels, channels, kernel, padding=kernel // 2)
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
 
 
 def temporal_conv(x: Tensor, conv: nn.Conv1d, frames: int) -> Tensor:
