@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mavcli.cli import eval_metrics
 from mavcli.cli.console import Console, cache_dir, table
+from mavcli.cli.eval_human import human
+from mavcli.cli.eval_run import run
 from mavcli.cli.options import (
     BackendOption,
     DryRunOption,
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mavcli.evaluation.pocket import FpsControl, Group, Reading
+    from mavcli.evaluation.pocket_stages import StageDistance
     from mavcli.report import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure what a family makes.")
@@ -31,6 +36,20 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure what
 @app.callback()
 def _eval() -> None:
     """Measure what a family makes."""
+
+
+app.command("fvd", short_help="Fréchet Video Distance between two folders of videos.")(eval_metrics.fvd)
+app.command("fid", short_help="Fréchet Inception Distance between the frames of two folders.")(
+    eval_metrics.fid
+)
+app.command("is", short_help="Inception Score of a folder of videos.")(eval_metrics.inception)
+app.command("clipsim", short_help="How near videos are to their prompts in CLIP's space.")(
+    eval_metrics.clipsim
+)
+app.command("motion", short_help="How videos move and flicker, without a network.")(eval_metrics.motion)
+app.command("published", short_help="Recompute values that other repositories state.")(eval_metrics.published)
+app.command(short_help="Generate and score one benchmark, beside the published scores.")(run)
+app.command(short_help="Let people compare two sets of videos, and count their votes.")(human)
 
 
 @app.command(short_help="Whether the pocket family shows what its prompts say, and moves.")
@@ -50,6 +69,15 @@ def pocket(
             "--fps-control", min=0, metavar="N", help="Prompts that D^t draws at 1, 4, 8, 15 and 30 fps."
         ),
     ] = 0,
+    stages: Annotated[
+        int,
+        typer.Option(
+            "--stages",
+            min=0,
+            metavar="N",
+            help="Prompts whose every stage is compared with rendered clips (Fréchet).",
+        ),
+    ] = 0,
     full: Annotated[
         bool, typer.Option("--full", help="Read all frames of the whole chain, not the 16 frames of D^t.")
     ] = False,
@@ -64,11 +92,31 @@ def pocket(
     ] = None,
     classifier: Annotated[
         Path | None,
-        typer.Option("--classifier", metavar="FILE", help="Another judge than the one that ships."),
+        typer.Option(
+            "--classifier", metavar="FILE", help="Another judge of pictures than the one that ships."
+        ),
+    ] = None,
+    motion_judge: Annotated[
+        Path | None,
+        typer.Option(
+            "--motion-judge", metavar="FILE", help="Another judge of motion than the one that ships."
+        ),
     ] = None,
     train_classifier: Annotated[
         Path | None,
-        typer.Option("--train-classifier", metavar="FILE", help="Train the judge anew into FILE, then stop."),
+        typer.Option(
+            "--train-classifier",
+            metavar="FILE",
+            help="Train the judge of pictures anew into FILE, then stop.",
+        ),
+    ] = None,
+    train_motion_judge: Annotated[
+        Path | None,
+        typer.Option(
+            "--train-motion",
+            metavar="FILE",
+            help="Train the judge of motion anew into FILE, then stop.",
+        ),
     ] = None,
     backend: BackendOption = None,
     random_weights: Annotated[
@@ -82,8 +130,8 @@ def pocket(
     """Measure whether the pocket family shows what its prompts say, and whether it moves.
 
     Each prompt goes through the chain; a classifier trained on rendered pictures alone, which generation never sees,
-    names actor, action and place. Intervals are Wilson's, 95 %. Seen and held-out pairs are told apart. Started again,
-    it goes on where it stopped.
+    names actor, action and place, and another says from the trajectories whose motion it is. Intervals are Wilson's,
+    95 %. Seen and held-out pairs are told apart. Started again, it goes on where it stopped.
     """
     from mavcli.recipe.load import load_recipe
     from mavcli.recipe.resolve import probe_machine, resolve
@@ -94,22 +142,33 @@ def pocket(
     with Console(quiet=quiet, json=json) as console:
         from mavcli.engine.backend import open_backend
 
-        if train_classifier is not None:
-            _check_writable(train_classifier, force)
+        if train_classifier is not None or train_motion_judge is not None:
             open_backend(resolved)
-            _train(train_classifier, console)
+            for path, train in ((train_classifier, _train), (train_motion_judge, _train_motion)):
+                if path is not None:
+                    _check_writable(path, force)
+                    train(path, console)
             return
         from mavcli.engine.cascade import Cascade
         from mavcli.engine.work import Work
         from mavcli.errors import UsageError
         from mavcli.evaluation import pocket as measures
         from mavcli.evaluation.classifier import load_classifier
+        from mavcli.evaluation.pocket_stages import FEWEST_CLIPS, stage_distances
+        from mavcli.evaluation.trajectory import load_motion_judge
 
-        if prompts + held_out + fps_prompts == 0:
+        if 0 < stages < FEWEST_CLIPS:
+            raise UsageError(
+                f"--stages {stages} gives fewer frames than the judge has features",
+                hint=f"--stages {FEWEST_CLIPS}",
+            )
+        if prompts + held_out + fps_prompts + stages == 0:
             raise UsageError("no prompts to measure", hint="--prompts 60")
         scope: measures.Scope = "full" if full else "base"
-        family = measures.needed_family(loaded.recipe, scope=scope, random_weights=random_weights)
-        judge = load_classifier(classifier)
+        family = measures.needed_family(
+            loaded.recipe, scope="full" if stages else scope, random_weights=random_weights
+        )
+        judges = measures.Judges(load_classifier(classifier), load_motion_judge(motion_judge))
         folder = out or Path(loaded.recipe.output.dir) / f"eval-{loaded.recipe.name}-{scope}"
         rate = loaded.recipe.output.fps
         what = _scope_words(full, rate, loaded.recipe.cascade.interp.frame_skip)
@@ -138,13 +197,32 @@ def pocket(
         )
         batch = 1 if place.device.type == "cpu" else 16
         some_fps = measures.draw_prompts(fps_prompts, group="seen", seed=seed)
-        console.plan(measures.plan(cascade, prompts=prompts + held_out, fps_prompts=fps_prompts, scope=scope))
+        console.plan(
+            measures.plan(
+                cascade,
+                prompts=prompts + held_out,
+                fps_prompts=fps_prompts,
+                stage_prompts=stages,
+                scope=scope,
+            )
+        )
         readings: dict[Group, list[Reading]] = {}
         looks: dict[Group, list[np.ndarray]] = {}
         for name, some in groups.items():
             readings[name], looks[name] = measures.measure(
-                cascade, judge, some, scope=scope, fps=rate, seed=seed, batch=batch
+                cascade, judges, some, scope=scope, fps=rate, seed=seed, batch=batch
             )
+        distances = (
+            stage_distances(
+                cascade,
+                judges.pictures,
+                measures.draw_prompts(stages, group="seen", seed=seed),
+                fps=rate,
+                seed=seed,
+            )
+            if stages
+            else []
+        )
         control = measures.control_fps(cascade, some_fps, seed=seed, batch=batch) if some_fps else None
         console.close()
         told = {
@@ -158,6 +236,7 @@ def pocket(
             "dtype": str(place.dtype).removeprefix("torch."),
             "weights": {piece: part.describe() for piece, part in family.parts.items()},
             **measures.report_of(readings, control),
+            "stages": [asdict(distance) for distance in distances],
         }
         pages = [
             page
@@ -166,7 +245,7 @@ def pocket(
         ]
         _write_json(folder / "report.json", told)
         console.result(what)
-        for line in [*_tables(told), *_fps_lines(control)]:
+        for line in [*_tables(told), *_fps_lines(control), *_stage_lines(distances)]:
             console.result(line)
         for path in [*pages, folder / "report.json"]:
             console.message(str(path))
@@ -202,6 +281,22 @@ def _tables(told: dict[str, Any]) -> list[str]:
             for name, m in facts["motion"].items()
         ]
         lines += table(rows4, heads=("  motion", "a frame", "coherence", "flicker"))
+        controls = [f"{name} {s['right']}/{s['total']}" for name, s in facts["motion_controls"].items()]
+        lines.append(f"  motion read rightly in the controls: {', '.join(controls)}")
+        rows5 = [
+            (
+                f"  {row['action']}",
+                f"{row['statistic']} of {row['signal']}",
+                f"{row['rendered']:.3f}",
+                f"{row['generated']:.3f}",
+            )
+            for row in facts["trajectories"]
+        ]
+        lines += table(rows5, heads=("  action", "what moves", "rendered", "generated"))
+        for row in facts["motion_read"]:
+            others = [f"{name} {n} x" for name, n in row["read"].items() if name != row["action"]]
+            if others:
+                lines.append(f"  motion of {row['action']} read as {', '.join(others)}")
     return lines
 
 
@@ -253,6 +348,16 @@ def _fps_lines(control: FpsControl | None) -> list[str]:
     ]
 
 
+def _stage_lines(distances: list[StageDistance]) -> list[str]:
+    if not distances:
+        return []
+    rows = [
+        (f"  {d.stage}", f"{d.size}", f"{d.frames}", f"{d.distance:.2f}", f"{d.floor:.2f}") for d in distances
+    ]
+    heads = ("  after", "pixels", "frames", "distance", "two rendered sets")
+    return ["", "Fréchet distance to rendered clips, in the judge's features", *table(rows, heads=heads)]
+
+
 def _train(path: Path, console: Console) -> None:
     from mavcli.evaluation import classifier as judges
 
@@ -268,6 +373,19 @@ def _train(path: Path, console: Console) -> None:
         console.message(f"{count} fresh rendered pictures, {name} pairs: {figures}")
     console.result(path)
     console.result_object(told)
+
+
+def _train_motion(path: Path, console: Console) -> None:
+    from mavcli.evaluation import trajectory
+
+    made = trajectory.train_motion_judge(report=console)
+    trajectory.save_motion_judge(made.network, path, samples_seen=made.samples_seen, steps=made.steps)
+    judge = trajectory.load_motion_judge(path)
+    share = trajectory.accuracy(judge, trajectory.rendered_clips(270, seed=trajectory.TEST_SEED))
+    console.close()
+    console.message(f"270 fresh rendered clips, a ninth of them without motion: {100 * share:.1f} %")
+    console.result(path)
+    console.result_object({"motion": str(path), "accuracy": share})
 
 
 def _check_writable(path: Path, force: bool) -> None:

@@ -5,12 +5,17 @@ f frames, c channels, h w pixels; clips are float32 (f, c, h, w) in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from mavcli.errors import InputError
+from mavcli.media.frames import Frames, to_float
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,68 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def _ranks(values: Sequence[float]) -> np.ndarray:
     row = np.asarray(values, dtype=float)
     return np.array([(row < v).sum() + ((row == v).sum() + 1) / 2 for v in row])
+
+
+FIGURES = ("motion", "coherence", "flicker", "brightness")
+"""The figures of `MotionFigures`, in the order of its columns: those of `Motion`, and how much the mean brightness of a frame
+changes from one to the next, as a share of the range from black to white."""
+
+
+class MotionFigures:
+    """The figures of a clip as a `FeatureNetwork`: one row a clip, a column for each of `FIGURES`."""
+
+    facts: Mapping[str, Any] = {"name": "motion figures", "version": 1, "figures": list(FIGURES)}
+
+    def prepare(self, frames: Frames) -> Tensor:
+        """frames (f, h, w, 3) uint8, f at least 3 -> (1, 4). Raises InputError for fewer."""
+        if len(frames) < 3:
+            raise InputError(f"a clip of {len(frames)} frames, motion needs at least 3")
+        clip = to_float(frames)
+        found = motion_of(clip)
+        brightness = float(clip.double().mean(dim=(1, 2, 3)).diff().abs().mean()) / 2
+        return torch.tensor([[found.motion, found.coherence, found.flicker, brightness]])
+
+    def features(self, prepared: Tensor) -> Tensor:
+        return prepared
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a figure is spread over clips: mean, standard deviation, and three percentiles."""
+
+    mean: float
+    std: float
+    p5: float
+    median: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A figure of one set beside that of another.
+
+    difference: of the means. above: the share of pairs in which the first set's clip has more, ties half, 0.5 for sets that
+    are alike (Mann and Whitney). distance: the largest gap between the two distributions, 0 to 1 (Kolmogorov, Smirnov)."""
+
+    difference: float
+    above: float
+    distance: float
+
+
+def spread_of(values: NDArray[np.floating]) -> Spread:
+    """values (n,), n at least 1."""
+    row = np.asarray(values, np.float64)
+    p5, median, p95 = np.percentile(row, (5, 50, 95)).tolist()
+    return Spread(float(row.mean()), float(row.std()), p5, median, p95)
+
+
+def beside(values: NDArray[np.floating], reference: NDArray[np.floating]) -> Beside:
+    """values (n,) beside reference (m,)."""
+    a, b = np.sort(np.asarray(values, np.float64)), np.sort(np.asarray(reference, np.float64))
+    below, upto = np.searchsorted(b, a, side="left"), np.searchsorted(b, a, side="right")
+    above = float((below + upto).mean()) / (2 * len(b))
+    places = np.concatenate([a, b])
+    gap = np.searchsorted(a, places, side="right") / len(a) - np.searchsorted(b, places, side="right") / len(
+        b
+    )
+    return Beside(float(a.mean() - b.mean()), above, float(np.abs(gap).max()))

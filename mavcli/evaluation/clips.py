@@ -1,0 +1,181 @@
+"""Which frames of which files are measured: a folder as a list of clips, and one clip as pixels.
+
+Files are taken in the order of their sorted relative paths. A clip is either whole, with as many frames as were asked for,
+or a fault that names its file; nothing is padded, repeated or left out without a word.
+
+f frames, h w pixels, uint8 `f h w 3`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mavcli.data.places import walk
+from mavcli.errors import InputError, UsageError
+from mavcli.media.frames import Frames
+from mavcli.media.image import read_image
+from mavcli.media.video import frames_at, nearest_frames, read_clip, read_video, survey
+
+VIDEOS = frozenset(
+    [".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".ogv", ".wmv", ".flv"]
+)
+PICTURES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a video: `count` of them (None for all), every `stride`th or `fps` a second, from `start` on."""
+
+    count: int | None = 16
+    stride: int = 1
+    fps: float | None = None
+    start: Literal["first", "centre"] = "first"
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"{self.count} frames, wanted at least 1")
+        if self.stride < 1:
+            raise UsageError(f"every {self.stride}th frame, wanted at least 1")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise UsageError(f"{self.fps:g} fps, wanted more than 0 and at most 1000")
+        if self.fps is not None and self.stride != 1:
+            raise UsageError("--fps and --stride both choose the frames, give one")
+        if self.count is None and self.start != "first":
+            raise UsageError("all frames have no centre", hint="--start first, or --frames N")
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides the frames."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The clips of one side of a comparison."""
+
+    root: Path
+    files: tuple[Path, ...]
+    kind: Literal["videos", "pictures"]
+    found: int
+    """How many there were before `limit`."""
+    places: tuple[int, ...]
+    """Of each file, its place among those."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """The file's path below the folder."""
+        path = self.files[index]
+        return str(path.relative_to(self.root)) if path != self.root else path.name
+
+
+def open_folder(root: Path, *, limit: int | None = None, seed: int = 0, pictures: bool = False) -> Folder:
+    """The videos below `root`, however nested, or (with `pictures`, where there is no video) its pictures.
+
+    With `limit` exactly so many are drawn, by `seed` and not by name, so that a folder sorted by class keeps its classes.
+    Raises InputError when there are fewer, or none.
+    """
+    if not root.exists():
+        raise InputError(f"`{root}` does not exist, a folder of videos is wanted")
+    every = [root] if root.is_file() else walk(root)
+    files = [path for path in every if path.suffix.lower() in VIDEOS]
+    kind: Literal["videos", "pictures"] = "videos"
+    if not files and pictures:
+        files, kind = [path for path in every if path.suffix.lower() in PICTURES], "pictures"
+    if not files:
+        wanted = "a video or a picture" if pictures else "a video"
+        raise InputError(f"`{root}` holds {len(every)} files, none of them {wanted} by its name")
+    found = len(files)
+    places = list(range(found))
+    if limit is not None:
+        if found < limit:
+            raise InputError(f"`{root}` holds {found} {kind}, {limit} are wanted", hint=f"--count {found}")
+        places = sorted(np.random.default_rng(seed).permutation(found)[:limit].tolist())
+    return Folder(root, tuple(files[i] for i in places), kind, found, tuple(places))
+
+
+def read_frames(path: Path, choice: FrameChoice) -> Frames:
+    """The chosen frames of a video, or a picture as one frame: uint8 (f, h, w, 3).
+
+    Raises InputError when the file is damaged before its last chosen frame, or too short.
+    """
+    if path.suffix.lower() in PICTURES:
+        return read_image(path)[None]
+    if choice.fps is not None or choice.start == "centre":
+        return _by_time(path, choice)
+    if choice.count is None:
+        clip = read_clip(path)
+        if clip.warnings:
+            # All frames of a file that breaks off are not all its frames.
+            raise InputError(f"`{path}`: {clip.warnings[0]}")
+        return clip.frames[:: choice.stride]
+    notes: list[str] = []
+    last = (choice.count - 1) * choice.stride + 1
+    source = read_video(path, max_frames=last, warnings=notes)
+    kept = [picture for _, picture in islice(source, 0, None, choice.stride)]
+    if len(kept) < choice.count:
+        raise _too_short(path, choice, len(kept), notes)
+    return np.stack(kept)
+
+
+def _by_time(path: Path, choice: FrameChoice) -> Frames:
+    """The frames of a choice that needs to know all times first."""
+    found = survey(path)
+    times = found.times
+    if choice.fps is None:
+        assert choice.count is not None  # `FrameChoice` refuses the centre of all frames
+        span = (choice.count - 1) * choice.stride
+        if len(times) <= span:
+            raise _too_short(path, choice, -(-len(times) // choice.stride), found.warnings)
+        first = (len(times) - 1 - span) // 2
+        return frames_at(path, times[first : first + span + 1 : choice.stride])
+    # The last frame is shown for half a source frame beyond its time, by the rule of the nearest.
+    held = int((float(times[-1]) + 0.5 / found.fps) * choice.fps + 1e-6) + 1
+    count = held if choice.count is None else choice.count
+    if held < count:
+        raise _too_short(path, choice, held, found.warnings)
+    begin = (float(times[-1]) - (count - 1) / choice.fps) / 2 if choice.start == "centre" else 0.0
+    index = (
+        nearest_frames(times, max(0.0, begin) + np.arange(count) / choice.fps) if count > 1 else np.array([0])
+    )
+    if index is None or bool((np.diff(index) == 0).any()):
+        raise InputError(
+            f"`{path}` shows {found.fps:g} fps, at {choice.fps:g} fps a frame would be missing or shown twice"
+        )
+    return frames_at(path, times[index])
+
+
+def _too_short(path: Path, choice: FrameChoice, held: int, notes: Sequence[str]) -> InputError:
+    rate = (
+        f" at {choice.fps:g} fps" if choice.fps else f", every {choice.stride}th" if choice.stride > 1 else ""
+    )
+    why = f" ({notes[0]})" if notes else ""
+    return InputError(f"`{path}` has {held} frames{rate}, {choice.count} are wanted{why}")
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises InputError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
+
+
+def refuse_faults(faults: Sequence[str], *, total: int) -> None:
+    """Raise one InputError with a line for each unusable file, the first twenty of them."""
+    if not faults:
+        return
+    lines = list(faults[:_SHOWN])
+    if len(faults) > _SHOWN:
+        lines.append(f"and {len(faults) - _SHOWN} more")
+    hint = "--skip-unusable measures the rest, and the score says so" if len(faults) < total else None
+    raise InputError("\n".join(lines), hint=hint)

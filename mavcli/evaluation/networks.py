@@ -1,0 +1,166 @@
+"""The published measuring networks as `FeatureNetwork`s: how each takes frames, and what it says of itself.
+
+f frames, h w pixels; frames are uint8 `f h w 3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mavcli.errors import InputError
+from mavcli.evaluation.c3d import C3D, load_c3d
+from mavcli.evaluation.c3d import FRAMES as C3D_FRAMES
+from mavcli.evaluation.clip_sim import ClipJudge, load_clip
+from mavcli.evaluation.i3d import FEWEST_FRAMES, I3D, Squaring, default_eps, load_i3d, square
+from mavcli.evaluation.i3d import Layer as I3DLayer
+from mavcli.evaluation.inception import Inception, Resizing, load_inception, to_input
+from mavcli.evaluation.inception import Layer as InceptionLayer
+from mavcli.evaluation.weight_files import is_published
+from mavcli.media.frames import Frames
+from mavcli.weights.provenance import file_sha256
+
+_PICTURES = 32
+"""Pictures that a picture network takes at once."""
+
+
+class I3DFeatures:
+    """One row a clip: 400 logits, or 1,024 pooled features."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        eps: float | None = None,
+        squaring: Squaring = "squash",
+        layer: I3DLayer = "logits",
+        device: torch.device | None = None,
+    ) -> None:
+        self._path, self._squaring, self._layer = path, squaring, layer
+        self._eps = default_eps(path) if eps is None else eps
+        self._device = device or torch.device("cpu")
+        self.facts: Mapping[str, Any] = {
+            "name": "I3D Kinetics-400",
+            **weights_facts(path),
+            "batchnorm_eps": self._eps,
+            "resize": f"bilinear to 224, {squaring}",
+            "layer": layer,
+        }
+
+    def prepare(self, frames: Frames) -> Tensor:
+        """-> (1, 3, f, 224, 224) in [-1, 1]."""
+        if len(frames) < FEWEST_FRAMES:
+            raise InputError(f"a clip of {len(frames)} frames, I3D needs at least {FEWEST_FRAMES}")
+        x = square(_floats(frames), rule=self._squaring) / 127.5 - 1
+        return x.transpose(0, 1)[None].contiguous()
+
+    @cached_property
+    def _network(self) -> I3D:
+        # Not before it is needed: what is kept already needs its digest alone.
+        return load_i3d(self._path, eps=self._eps).to(self._device)
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        found: Tensor = self._network(prepared, layer=self._layer)
+        return found
+
+
+class C3DLogits:
+    """One row a clip of exactly 16 frames: 101 logits."""
+
+    def __init__(self, path: Path, mean: Path, *, device: torch.device | None = None) -> None:
+        self._path, self._mean, self._device = path, mean, device or torch.device("cpu")
+        self.facts: Mapping[str, Any] = {
+            "name": "C3D UCF-101",
+            **weights_facts(path),
+            "mean": weights_facts(mean),
+            "resize": "bilinear to 112, squash, corners aligned",
+            "layer": "logits",
+        }
+
+    def prepare(self, frames: Frames) -> Tensor:
+        """-> (1, 3, 16, h, w) in [-1, 1]."""
+        if len(frames) != C3D_FRAMES:
+            raise InputError(f"a clip of {len(frames)} frames, C3D reads {C3D_FRAMES}")
+        return (_floats(frames) / 127.5 - 1).transpose(0, 1)[None].contiguous()
+
+    @cached_property
+    def _network(self) -> C3D:
+        return load_c3d(self._path, self._mean).to(self._device)
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        found: Tensor = self._network(prepared)
+        return found
+
+
+class InceptionFeatures:
+    """One row a frame: 2,048 pooled features, or 1,008 logits."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resizing: Resizing = "pytorch-fid",
+        layer: InceptionLayer = "pool3",
+        device: torch.device | None = None,
+    ) -> None:
+        self._path, self._resizing, self._layer = path, resizing, layer
+        self._device = device or torch.device("cpu")
+        self.facts: Mapping[str, Any] = {
+            "name": "Inception v3 of FID",
+            **weights_facts(path),
+            "resize": f"to 299 as {resizing} does",
+            "layer": layer,
+        }
+
+    def prepare(self, frames: Frames) -> Tensor:
+        """-> (f, 3, 299, 299) in [-1, 1]."""
+        return to_input(_floats(frames), resizing=self._resizing)
+
+    @cached_property
+    def _network(self) -> Inception:
+        return load_inception(self._path).to(self._device)
+
+    @torch.inference_mode()
+    def features(self, prepared: Tensor) -> Tensor:
+        return torch.cat([self._network(part, layer=self._layer) for part in prepared.split(_PICTURES)])
+
+
+class ClipFeatures:
+    """One row a frame: the image tower's features, before they are normalised."""
+
+    def __init__(self, name: str, path: Path, *, device: torch.device | None = None) -> None:
+        self.judge: ClipJudge = load_clip(name, path)
+        self.judge.network.to(device or "cpu")
+        self.facts: Mapping[str, Any] = {
+            "name": f"CLIP {name}",
+            **weights_facts(path),
+            "resize": "Pillow bicubic, shorter side 224, centre crop",
+        }
+
+    def prepare(self, frames: Frames) -> Tensor:
+        """-> (f, 3, 224, 224), CLIP's own range."""
+        return self.judge.prepare(frames)
+
+    def features(self, prepared: Tensor) -> Tensor:
+        return torch.cat([self.judge.encode_image(part) for part in prepared.split(_PICTURES)])
+
+
+def weights_facts(path: Path) -> dict[str, Any]:
+    """Name and digest of a weight file, and whether its publisher's digest is this one."""
+    digest = file_sha256(path)
+    told: dict[str, Any] = {"weights": path.name, "weights_sha256": digest}
+    published = is_published(path, digest)
+    return told if published is None else {**told, "weights_as_published": published}
+
+
+def _floats(frames: Frames) -> Tensor:
+    """(f, 3, h, w) float32 in 0..255."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
