@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,7 +41,11 @@ from mavcli.errors import InputError, MavError, UsageError
 
 if TYPE_CHECKING:
     from mavcli.engine.cascade import Cascade
+    from mavcli.engine.family import Piece
     from mavcli.engine.output import Target
+
+
+Kind = Literal["video", "draft", "keys", "still"]
 
 
 def generate(
@@ -59,6 +64,12 @@ def generate(
         bool,
         typer.Option("--draft", help="Stop after the 16 key frames; the command without it goes on there."),
     ] = False,
+    still: Annotated[
+        bool,
+        typer.Option(
+            "--still", help="Make a picture (PNG) and no video: also the quickest check of an import."
+        ),
+    ] = False,
     seed: SeedOption = 0,
     recipe: RecipeOption = "pocket",
     sets: SetOption = None,
@@ -70,7 +81,7 @@ def generate(
     quiet: QuietOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Make a video from a text.
+    """Make a video from a text, or with --still a picture.
 
     Without --frames and --seconds it has the 76 frames that 16 key frames give. Fewer are cut from these; for more, the
     row of key frames is extended by sliding windows first. What each stage made is kept in the cache folder, so that a
@@ -82,28 +93,60 @@ def generate(
         common = Common(recipe, sets or (), backend, out, seed, dry_run, force, random_weights)
         texts = _texts(prompt, prompts)
         session = Session(console, "generate", common, fps=fps)
-        total = wanted_frames(frames, seconds, fps=session.fps, natural=natural_frames(session.recipe))
+        if still:
+            _refuse_with_still(draft=draft, frames=frames, seconds=seconds, fps=fps)
         if prompts is None:
             check_prompt(session.recipe, texts[0], console)
-        if draft:
-            session.need("clip", "prior", "decoder_t")
+        kind: Kind = "still" if still else "draft" if draft else "video"
+        if kind == "still":
+            session.need("clip", "prior", "decoder_t", "sr_l", "sr_h", stills=True)
+            total = 1
         else:
-            session.need("clip", "prior", "decoder_t", "interp", "sr_l", "sr_h")
-        items = [
-            item
-            for text in texts
-            for item in _items(session, text, texts, total, count, draft, checked=prompts is None)
-        ]
+            ends: tuple[Piece, ...] = () if draft else ("interp", "sr_l", "sr_h")
+            total = wanted_frames(frames, seconds, fps=session.fps, natural=natural_frames(session.recipe))
+            session.need("clip", "prior", "decoder_t", *ends, keys_suffice=True)
+            if kind == "video" and "interp" not in session.family.parts:
+                kind, total = "keys", _only_keys(session, frames, seconds)
+        plan = _Plan(kind, total, count, checked=prompts is None)
+        items = [item for text in texts for item in _items(session, text, texts, plan)]
         session.run(items, batch=prompts is not None)
 
 
-def _items(
-    session: Session, text: str, texts: list[str], frames: int, count: int, draft: bool, *, checked: bool
-) -> list[Item]:
+@dataclass(frozen=True)
+class _Plan:
+    """What each prompt becomes: a `video` of `frames`, the key frames as they are (`draft`) or enlarged (`keys`), a `still`."""
+
+    kind: Kind
+    frames: int
+    count: int
+    checked: bool
+    """Whether the prompts were checked already."""
+
+
+def _refuse_with_still(**others: object) -> None:
+    given = [f"--{name}" for name, value in others.items() if value]
+    if given:
+        raise UsageError(f"--still and {given[0]} are both given, a picture has no {given[0][2:]}")
+
+
+def _only_keys(session: Session, frames: int | None, seconds: float | None) -> int:
+    """How many of the key frames are asked for, where there is nothing to fill in between them."""
+    parts = session.recipe.cascade
+    keys, rate = parts.decoder.frames, session.fps / parts.interp.frame_skip
+    wanted = wanted_frames(frames, seconds, fps=rate, natural=keys)
+    if wanted > keys:
+        raise UsageError(
+            f"{wanted} frames were asked for, without ↑F there are the {keys} key frames alone",
+            hint=f"--frames {keys}, or train `decoder_t` and `interp` first",
+        )
+    return wanted
+
+
+def _items(session: Session, text: str, texts: list[str], plan: _Plan) -> list[Item]:
     from mavcli.engine.output import slug
 
     fault: MavError | None = None
-    if not checked:
+    if not plan.checked:
         try:
             check_prompt(session.recipe, text, session.console)
         except MavError as error:
@@ -114,49 +157,69 @@ def _items(
         import hashlib
 
         stem += f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    size = parts.decoder.network.image_size if draft else out_size(session.recipe)
-    if draft:
-        shape = shape_words(parts.decoder.frames, size, size, fps / parts.interp.frame_skip)
-    else:
-        shape = shape_words(frames, size, size, fps)
+    size = parts.decoder.network.image_size if plan.kind == "draft" else out_size(session.recipe)
+    rate = fps if plan.kind == "video" else fps / parts.interp.frame_skip
+    frames = parts.decoder.frames if plan.kind == "draft" else plan.frames
+    shape = (
+        f"a picture of {size} x {size} px" if plan.kind == "still" else shape_words(frames, size, size, rate)
+    )
+    options: dict[str, Any] = {"still": True}
+    if plan.kind != "still":
+        options = {"fps": fps, "frames": plan.frames, "draft": plan.kind == "draft"}
+        options |= {"keys": True} if plan.kind == "keys" else {}
     return [
         Item(
-            stem=f"{stem}-{seed}" + (f"-{sample + 1}" if count > 1 else "") + ("-draft" if draft else ""),
-            make=_maker(session, text, sample, frames, draft),
-            cost=_costs(frames, draft),
+            stem=f"{stem}-{seed}"
+            + (f"-{sample + 1}" if plan.count > 1 else "")
+            + ("-draft" if plan.kind == "draft" else ""),
+            make=_maker(session, text, sample, plan),
+            cost=_costs(plan),
             shape=shape,
             seed=seed,
             sample=sample,
             prompt=text,
-            options={"fps": fps, "frames": frames, "draft": draft},
+            options=options,
+            still=plan.kind == "still",
             fault=fault,
         )
-        for sample in range(count)
+        for sample in range(plan.count)
     ]
 
 
-def _maker(session: Session, text: str, sample: int, frames: int, draft: bool) -> Any:
+def _maker(session: Session, text: str, sample: int, plan: _Plan) -> Any:
     def make(cascade: Cascade, target: Target) -> Made:
         from mavcli.engine.randomness import Draw
         from mavcli.media.frames import to_uint8
 
         draws, fps = [Draw(session.common.seed, sample)], session.fps
-        base = cascade.decode(cascade.image_embedding([text], draws), draws, fps=fps)
-        if draft:
-            return Made(to_uint8(base[0]), fps / cascade.skip)
-        show_base(session.console, target, base, fps=fps / cascade.skip)
-        return Made(to_uint8(cascade.finish(base, draws, fps=fps, frames=frames)[0]), fps)
+        embedding = cascade.image_embedding([text], draws)
+        if plan.kind == "still":
+            picture = cascade.enlarge(cascade.decode(embedding, draws, fps=fps, frames=1), draws, fps=fps)
+            return Made(to_uint8(picture[0]), fps)
+        base = cascade.decode(embedding, draws, fps=fps)
+        rate = fps / cascade.skip
+        if plan.kind == "draft":
+            return Made(to_uint8(base[0]), rate)
+        show_base(session.console, target, base, fps=rate)
+        if plan.kind == "keys":
+            return Made(to_uint8(cascade.enlarge(base[:, : plan.frames], draws, fps=rate)[0]), rate)
+        return Made(to_uint8(cascade.finish(base, draws, fps=fps, frames=plan.frames)[0]), fps)
 
     return make
 
 
-def _costs(frames: int, draft: bool) -> Any:
+def _costs(plan: _Plan) -> Any:
     def cost(cascade: Cascade) -> float:
+        if plan.kind == "still":
+            return (
+                cascade.cost_of_prior(1) + cascade.cost_of_decoder(1, frames=1) + cascade.cost_of_enlarge(1)
+            )
         first = cascade.cost_of_prior(1) + cascade.cost_of_decoder(1)
-        if draft:
+        if plan.kind == "draft":
             return first
         keys = cascade.parts.decoder.frames
-        return first + cascade.cost_of_fill_up(keys, frames) + cascade.cost_of_enlarge(frames)
+        filled = cascade.cost_of_fill_up(keys, plan.frames) if plan.kind == "video" else 0.0
+        return first + filled + cascade.cost_of_enlarge(plan.frames)
 
     return cost
 

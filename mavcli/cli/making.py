@@ -113,6 +113,8 @@ class Item:
     prompt: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[Source, ...] = ()
+    still: bool = False
+    """Whether it is a picture and no video."""
     fault: MavError | None = None
     """Why it cannot be made; the others of a batch are."""
 
@@ -153,11 +155,17 @@ class Session:
         self.fps = self.recipe.output.fps
         self.family: Family
 
-    def need(self, *pieces: Piece) -> None:
-        """Check the weights of these pieces, and of super-resolution unless it is left out here."""
+    def need(self, *pieces: Piece, stills: bool = False, keys_suffice: bool = False) -> None:
+        """Check the weights of these pieces, and of super-resolution unless it is left out here; see `find_family`."""
         from mavcli.engine.family import find_family
 
-        self.family = find_family(self.recipe, pieces, random_weights=self.common.random_weights)
+        self.family = find_family(
+            self.recipe,
+            pieces,
+            random_weights=self.common.random_weights,
+            stills=stills,
+            keys_suffice=keys_suffice,
+        )
         for text in self.family.warnings:
             self.console.warning(text)
 
@@ -218,7 +226,11 @@ class Session:
         jobs = []
         for item in items:
             target = choose_target(
-                self.common.out, self.recipe.output, stem=item.stem, several=len(items) > 1
+                self.common.out,
+                self.recipe.output,
+                stem=item.stem,
+                several=len(items) > 1,
+                still=item.still,
             )
             run = self._describe(item)
             run["run_key"] = run_key(run)
@@ -248,11 +260,17 @@ class Session:
         return Cascade(self.recipe, self.family, backend, report=self.timed, work=Work(cache_dir() / "work"))
 
     def _make(self, job: _Job, cascade: Cascade) -> dict[str, Any]:
-        from mavcli.engine.output import write_result
+        from mavcli.engine.output import write_result, write_still
 
         self.timed.restart()
         made = job.item.make(cascade, job.target)
         run = {**job.run, "timings": self.timed.seconds()}
+        if job.item.still:
+            shown = write_still(job.target, made.frames[0], run=run, force=self.common.force)
+            spent = duration(sum(run["timings"].values()))
+            self.console.message(f"a picture of {shown.width} x {shown.height} px in {spent}")
+            facts = {"width": shown.width, "height": shown.height, "frames_sha256": shown.frames_sha256}
+            return {**run, "frames": 1, **facts}
         written = write_result(
             job.target,
             made.frames,

@@ -97,13 +97,11 @@ def vary(
             console.message(source.describe())
 
         def meaning(cascade: Cascade, source: Source) -> Tensor:
-            from torch.nn import functional as F
-
             from mavcli.engine.compose import network_view
             from mavcli.media.frames import to_float
 
             seen = to_float(network_view(source.frames, cascade.size, fit))
-            return F.normalize(cascade.embed_frames(seen).mean(0, keepdim=True), dim=-1)
+            return cascade.embed_frames(seen).mean(0, keepdim=True)
 
         def make(cascade: Cascade, target: Target) -> Made:
             from torch.nn import functional as F
@@ -113,13 +111,18 @@ def vary(
             from mavcli.media.frames import to_uint8
 
             embedding = meaning(cascade, sources[0])
+            # All that follows turns directions; the length is CLIP's own where its networks read that.
+            length = (
+                1.0 if session.recipe.cascade.clip.network.unit_norm else embedding.norm(dim=-1, keepdim=True)
+            )
+            embedding = F.normalize(embedding, dim=-1)
             if other is not None:
                 embedding = slerp(embedding, meaning(cascade, sources[1]), share)
             if text_diff is not None:
                 before, after = cascade.embed_texts(list(text_diff))
                 embedding = slerp(embedding, F.normalize(after - before, dim=-1)[None], strength)
             draws, rate = [Draw(seed)], session.fps
-            base = cascade.decode(embedding, draws, fps=rate)
+            base = cascade.decode(length * embedding, draws, fps=rate)
             show_base(console, target, base, fps=rate / cascade.skip)
             return Made(to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0]), rate)
 

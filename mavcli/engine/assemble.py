@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mavcli.errors import WeightsError
 from mavcli.models.clip import Clip
 from mavcli.models.prior import Prior
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
-from mavcli.weights.provenance import load_weights
+from mavcli.weights.provenance import load_weights, read_index
+from mavcli.weights.safety import check_fit
 
 
 def build_network(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
@@ -34,12 +34,7 @@ def load_network(
     # open_clip's towers keep buffers outside their state, so they are built for real; all else without memory
     with torch.device("cpu" if isinstance(spec, ClipSpec) else "meta"):
         network = build_network(spec)
-    wanted, found = set(network.state_dict()), set(tensors)
-    if wanted != found:
-        odd = sorted(wanted ^ found)
-        raise WeightsError(
-            f"{path} does not fit its own description: {len(odd)} tensors differ, the first is `{odd[0]}`"
-        )
+    check_fit(read_index(path), network.state_dict(), path)
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(floats, assign=True)
     return network.eval().requires_grad_(False)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mavcli.errors import UsageError
 from mavcli.recipe.resolve import Resolved
 
 
@@ -47,7 +48,17 @@ def tune_allocator() -> None:
     libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def open_backend(resolved: Resolved) -> Backend:
-    """The torch objects of a resolved recipe."""
+def open_backend(resolved: Resolved, *, local_rank: int = 0) -> Backend:
+    """The torch objects of a resolved recipe, for process `local_rank` of this machine.
+
+    Raises UsageError when there is no GPU left for the process.
+    """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[resolved.dtype]
-    return Backend(torch.device(resolved.device), dtype, resolved.threads)
+    if resolved.device == "cpu":
+        return Backend(torch.device("cpu"), dtype, resolved.threads)
+    if local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}",
+            hint="start as many processes as there are GPUs",
+        )
+    return Backend(torch.device("cuda", local_rank), dtype, resolved.threads)

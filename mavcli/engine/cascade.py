@@ -35,7 +35,7 @@ from mavcli.errors import OutOfMemoryError
 from mavcli.media.frames import resize, to_float, to_uint8
 from mavcli.models.clip import Clip
 from mavcli.models.embeddings import Condition
-from mavcli.models.prior import Prior, PriorCondition
+from mavcli.models.prior import Prior, text_condition
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe, SuperResPart
 from mavcli.report import Report, Silent
@@ -102,7 +102,7 @@ class Cascade:
     # -- P --------------------------------------------------------------------------------------------------------------
 
     def image_embedding(self, prompts: Sequence[str], draws: Sequence[Draw]) -> Tensor:
-        """P: prompts (b) -> CLIP image embeddings (b, d) of unit norm.
+        """P: prompts (b) -> CLIP image embeddings (b, d), of unit norm where CLIP's spec says so.
 
         Of `prior.samples` draws the one nearest to the text embedding is kept (unCLIP, section 2.2).
         """
@@ -116,15 +116,9 @@ class Cascade:
     def _prior(self, prompts: Sequence[str], draws: Sequence[Draw]) -> Tensor:
         part = self.parts.prior
         with self._autocast():
-            text = self.clip().encode_text(list(prompts))
             prior = self._load("prior")
             assert isinstance(prior, Prior)
-            repeat = {"repeats": part.samples, "dim": 0}
-            condition = PriorCondition(
-                text.embedding.repeat_interleave(**repeat),
-                text.states.repeat_interleave(**repeat),
-                text.mask.repeat_interleave(**repeat),
-            )
+            condition = text_condition(part.network, self.clip(), list(prompts)).repeated(part.samples)
 
             def noise(step: int) -> Tensor:
                 rows = [
@@ -137,50 +131,67 @@ class Cascade:
             x0 = self._sample(
                 prior, condition, noise, sampler=part.sampler, schedule=part.schedule, channel_dim=1
             )
-            embedding = F.normalize(prior.unscale(x0).float(), dim=-1)
+            embedding = prior.unscale(x0).float()
+            if self.clip().spec.unit_norm:
+                embedding = F.normalize(embedding, dim=-1)
             drawn = rearrange(embedding, "(b s) d -> b s d", s=part.samples)
-            best = (drawn @ text.embedding[..., None].to(drawn.dtype)).squeeze(-1).argmax(dim=1)
+            likeness = F.cosine_similarity(embedding, condition.text_embedding.to(embedding.dtype), dim=-1)
+            best = rearrange(likeness, "(b s) -> b s", s=part.samples).argmax(dim=1)
             return drawn[torch.arange(len(drawn)), best].cpu()
 
     def embed_frames(self, frames: Tensor) -> Tensor:
-        """C_y: pictures (n, 3, h, w) in [-1, 1] -> CLIP image embeddings (n, d) of unit norm, on the CPU."""
+        """C_y: pictures (n, 3, h, w) in [-1, 1] -> CLIP image embeddings (n, d), on the CPU."""
         with torch.inference_mode(), self._autocast():
             parts = [self.clip().encode_image(x.to(self.backend.device)).cpu() for x in frames.split(64)]
         return torch.cat(parts)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """C_x: texts (n) -> CLIP text embeddings (n, d) of unit norm, on the CPU."""
+        """C_x: texts (n) -> CLIP text embeddings (n, d), on the CPU."""
         with torch.inference_mode(), self._autocast():
             return self.clip().encode_text(list(texts)).embedding.cpu()
 
     # -- D^t ------------------------------------------------------------------------------------------------------------
 
-    def decode(self, embedding: Tensor, draws: Sequence[Draw], *, fps: float) -> Tensor:
+    def decode(
+        self, embedding: Tensor, draws: Sequence[Draw], *, fps: float, frames: int | None = None
+    ) -> Tensor:
         """D^t: CLIP image embeddings (b, d) -> 16 key frames (b, 16, 3, 64, 64) of a video at `fps`.
 
-        The key frames are `frame_skip` apart, so D^t is told `fps` / `frame_skip`.
+        The key frames are `frame_skip` apart, so D^t is told `fps` / `frame_skip`. With `frames` 1 it is D: a picture,
+        past all temporal layers.
         """
         part = self.parts.decoder
-        rate = self._told_fps(fps / self.skip)
+        frames = frames or part.frames
+        rate = self._told_fps(fps / self.skip) if frames > 1 else 0.0
         settings = {"embedding": embedding, "fps": rate, "decoder": part.model_dump(mode="json")}
+        settings |= {} if frames == part.frames else {"frames": frames}
 
         def run() -> Tensor:
             network = self._unet("decoder_t")
+            network.cross_frame = part.coherence == "cross-frame"
             shape = (3, self.size, self.size)
-            rows = [(draw, range(part.frames)) for draw in draws]
+            rows = [(draw, range(frames)) for draw in draws]
             # An ↑F that knows no frame is D^t.
-            nothing = (
-                torch.zeros(len(draws), part.frames, 4, *shape[1:]) if network.spec.mask_channels else None
-            )
+            nothing = torch.zeros(len(draws), frames, 4, *shape[1:]) if network.spec.mask_channels else None
+
+            def noise(step: int) -> Tensor:
+                if part.coherence == "shared-noise":
+                    one = shared_noise(shape, draws, stage="decoder_t", step=step)
+                    return self._on_device(one.expand(-1, frames, -1, -1, -1))
+                return self._on_device(video_noise(shape, rows, stage="decoder_t", step=step))
+
             return self._sample(
                 network,
                 self._condition(network.spec, embedding=embedding, fps=rate, masked=nothing),
-                lambda step: self._on_device(video_noise(shape, rows, stage="decoder_t", step=step)),
+                noise,
                 sampler=part.sampler,
                 schedule=part.schedule,
             )
 
-        return self._kept("decoder_t", ("decoder_t",), self.cost_of_decoder(len(draws)), settings, draws, run)
+        spec = self.family.parts["decoder_t"].spec
+        reads: tuple[Piece, ...] = ("clip",) if isinstance(spec, UNetSpec) and spec.text == "clip" else ()
+        cost = self.cost_of_decoder(len(draws), frames=frames)
+        return self._kept("decoder_t", ("decoder_t", *reads), cost, settings, draws, run)
 
     # -- ↑F -------------------------------------------------------------------------------------------------------------
 
@@ -366,35 +377,37 @@ class Cascade:
         settings = {"video": video, "fps": rate, piece: part.model_dump(mode="json")}
 
         cost = self.cost_of_super(piece, video.shape[1]) * len(video)
+        pieces: tuple[Piece, ...] = (piece, "sr_l_last") if piece == "sr_l" and part.last_step else (piece,)
         return self._kept(
-            piece, (piece,), cost, settings, draws, lambda: self._enlarge(piece, part, video, draws, rate)
+            piece, pieces, cost, settings, draws, lambda: self._enlarge(piece, part, video, draws, rate)
         )
 
     def _enlarge(
         self, piece: Piece, part: SuperResPart, video: Tensor, draws: Sequence[Draw], fps: float | None
     ) -> Tensor:
         network = self._unet(piece)
+        last = self._unet("sr_l_last") if piece == "sr_l" and part.last_step else None
         together = network.spec.temporal != "none" and video.shape[1] > 1
         schedule = Schedule.from_spec(part.schedule)
         level = int(part.noise_level * part.schedule.timesteps)
         shape, small = (3, part.size, part.size), tuple(video.shape[2:])
         out = video.new_empty(*video.shape[:2], *shape)
 
-        def run(chunk: int, row: int, first: int, last: int) -> None:
-            """Frames `first` to `last` of one sample: all of them where the network looks along time."""
+        def run(chunk: int, row: int, first: int, stop: int) -> None:
+            """Frames `first` to `stop` of one sample: all of them where the network looks along time."""
             draw = [draws[row]]
 
             def noise(step: int, size: tuple[int, ...], stage: str) -> Tensor:
                 if together:
-                    return video_noise(size, [(draws[row], range(first, last))], stage=stage, step=step)
-                return shared_noise(size, draw, stage=stage, step=step).expand(1, last - first, *size)
+                    return video_noise(size, [(draws[row], range(first, stop))], stage=stage, step=step)
+                return shared_noise(size, draw, stage=stage, step=step).expand(1, stop - first, *size)
 
-            low = video[row : row + 1, first:last]
+            low = video[row : row + 1, first:stop]
             if level:
                 t = torch.tensor([level])
                 low = add_noise(schedule, low, t=t, noise=noise(START, small, f"{piece} low-res"))
             condition = Condition(
-                low_res=upsample(self._on_device(low), part.size),
+                low_res=upsample(self._on_device(low), part.size, how=part.enlarge),
                 noise_level=self._on_device(torch.full((1,), level)) if network.spec.noise_level else None,
                 fps=self._on_device(torch.tensor([fps])) if network.spec.fps and together and fps else None,
             )
@@ -404,18 +417,19 @@ class Cascade:
                 lambda step: self._on_device(noise(step, shape, piece)),
                 sampler=part.sampler,
                 schedule=part.schedule,
-                windows=halo_windows(last - first, length=chunk) if together else None,
+                windows=halo_windows(stop - first, length=chunk) if together else None,
+                last=last,
             )
-            out[row, first:last] = x0[0]
+            out[row, first:stop] = x0[0]
 
         def whole(row: int, chunk: int) -> None:
             run(chunk, row, 0, video.shape[1])
 
         def rest(row: int, chunk: int) -> None:
             while done[row] < video.shape[1]:
-                last = min(done[row] + chunk, video.shape[1])
-                run(chunk, row, done[row], last)
-                done[row] = last
+                stop = min(done[row] + chunk, video.shape[1])
+                run(chunk, row, done[row], stop)
+                done[row] = stop
 
         done = [0] * len(video)
         for row in range(len(video)):
@@ -428,7 +442,7 @@ class Cascade:
 
     def _sample(
         self,
-        network: nn.Module,
+        first: nn.Module,
         condition: Any,
         noise: Callable[[int], Tensor],
         *,
@@ -437,15 +451,21 @@ class Cascade:
         channel_dim: int = 2,
         project: Project | None = None,
         windows: Sequence[Window] | None = None,
+        last: nn.Module | None = None,
     ) -> Tensor:
         """x0 from noise by `sampler`; a video's is put on the grid of 8 bits and on the CPU.
 
         With `windows` (of frames) the network sees one at a time, at every step: all frames walk the same way together.
+        `last` is the network of the last step, where that is another one; it is told of no frame rate.
         """
         table = Schedule.from_spec(schedule)
         unit = self._unit
+        final = table.respace(sampler.steps, sampler.spacing)[0] if last is not None else None
 
         def call(x: Tensor, t: Tensor, told: Any) -> Tensor:
+            ends = last is not None and int(t[0]) == final
+            network = last if ends and last is not None else first
+            told = dataclasses.replace(told, fps=None, noise_level=None) if ends else told
             with self._autocast():
                 if windows is None:
                     out: Tensor = network(x, t, told).float()
@@ -477,9 +497,16 @@ class Cascade:
         rows = len(embedding)
         return Condition(
             image_embedding=self._on_device(embedding) if spec.clip_dim is not None else None,
-            fps=self._on_device(torch.full((rows,), fps)) if spec.fps else None,
+            fps=self._on_device(torch.full((rows,), fps)) if spec.fps and fps else None,
             masked_video=None if masked is None else self._on_device(masked),
+            **self._no_text(spec, rows),
         )
+
+    def _no_text(self, spec: UNetSpec, rows: int) -> dict[str, Tensor]:
+        if spec.text == "none":
+            return {}
+        with torch.inference_mode(), self._autocast():
+            return self.clip().no_text(spec, rows)
 
     def _kept(
         self,
@@ -608,9 +635,10 @@ class Cascade:
         part = self.parts.prior
         return self._cost_per_frame("prior") * prompts * part.samples * _calls(part.sampler)
 
-    def cost_of_decoder(self, samples: int) -> float:
+    def cost_of_decoder(self, samples: int, *, frames: int | None = None) -> float:
         part = self.parts.decoder
-        return self._cost_per_frame("decoder_t") * samples * part.frames * _calls(part.sampler)
+        each = self._cost_per_frame("decoder_t") * _calls(part.sampler)
+        return each * samples * (frames or part.frames)
 
     def cost_of_windows(self, windows: int) -> float:
         return self._cost_per_frame("interp") * windows * self.window * _calls(self.parts.interp.sampler)

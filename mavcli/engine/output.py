@@ -1,4 +1,4 @@
-"""Results: a video, the run that made it inside and beside it, and a contact sheet.
+"""Results: a video or a picture, the run that made it inside and beside it, and a contact sheet of a video.
 
 Names are settled before anything is computed, so that an existing file stops a run at its start and not at its end.
 """
@@ -31,7 +31,7 @@ _SHEET_FRAMES = 16
 
 @dataclass(frozen=True)
 class Target:
-    """The files of one result."""
+    """The files of one result; `video` is the result itself, a PNG where a picture was asked for."""
 
     video: Path
     sheet: Path | None
@@ -64,20 +64,24 @@ class Written:
     frames_sha256: str
 
 
-def choose_target(out: Path | None, output: Output, *, stem: str, several: bool = False) -> Target:
+def choose_target(
+    out: Path | None, output: Output, *, stem: str, several: bool = False, still: bool = False
+) -> Target:
     """Where a result goes: `out` as a file, `stem` in `out` as a folder, or `stem` in the recipe's folder.
 
-    A name with a suffix is a file. Raises UsageError for a suffix that is no video's, or one file for several results.
+    A name with a suffix is a file. A `still` is a PNG, without a contact sheet. Raises UsageError for a suffix that is no
+    video's (no picture's), or one file for several results.
     Nothing is touched; whether the place can be used is told by `claim`.
     """
-    suffix = ".mkv" if output.codec == "ffv1" else ".mp4"
-    allowed = (".mkv",) if output.codec == "ffv1" else (".mp4", ".mov", ".mkv")
+    suffix = ".png" if still else ".mkv" if output.codec == "ffv1" else ".mp4"
+    allowed = (suffix,) if still or output.codec == "ffv1" else (".mp4", ".mov", ".mkv")
     named = out is not None and not out.is_dir() and out.suffix != "" and not str(out).endswith(os.sep)
     if named:
         assert out is not None
         if out.suffix.lower() not in allowed:
+            kind = "a picture" if still else f"codec `{output.codec}`"
             raise UsageError(
-                f"`{out.name}` for codec `{output.codec}`, wanted a name that ends in {' or '.join(allowed)}",
+                f"`{out.name}` for {kind}, wanted a name that ends in {' or '.join(allowed)}",
                 hint="or a folder, for files with names of their own",
             )
         if several:
@@ -86,7 +90,8 @@ def choose_target(out: Path | None, output: Output, *, stem: str, several: bool 
     else:
         folder = out if out is not None else Path(output.dir)
         video = folder / f"{stem}{suffix}"
-    return Target(video, video.with_suffix(".sheet.png") if output.sheet else None, named)
+    sheet = video.with_suffix(".sheet.png") if output.sheet and not still else None
+    return Target(video, sheet, named)
 
 
 def claim(target: Target, *, force: bool) -> None:
@@ -185,6 +190,22 @@ def write_result(
         target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
     )
     return Written(target, written.frames, width, height, float(rate), digest)
+
+
+def write_still(target: Target, picture: Frames, *, run: Mapping[str, Any], force: bool = False) -> Written:
+    """Write a picture (h, w, 3) uint8 as PNG with `run` inside, and the same as a sidecar. Raises DiskError."""
+    claim(target, force=force)
+    height, width = picture.shape[:2]
+    digest = frames_sha256(picture[None])
+    told = {
+        "mav_run": 1, **run, "frames": 1, "width": width, "height": height, "frames_sha256": digest,
+    }  # fmt: skip
+    text = json.dumps(told, ensure_ascii=True, default=str)
+    write_png(target.video, picture, overwrite=force, metadata={"mav_run": text})
+    _write_text(
+        target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
+    )
+    return Written(target, 1, width, height, 0.0, digest)
 
 
 def write_base_sheet(target: Target, frames: Frames, *, fps: float) -> Path:

@@ -28,7 +28,9 @@ _MAX_PARENTS = 16
 _PATHS: tuple[Key, ...] = tuple(
     [("weights", name) for name in Weights.model_fields]
     + [("train", "data", name) for name in Data.model_fields]
+    + [("train", "stages", name, "start") for name in STAGES]
 )
+_STARTS = ("auto", "scratch", "own")  # what `start` may be beside a path
 # They name one file, so a child does not take them from its parent.
 _OWN = ("name", "description")
 
@@ -234,7 +236,7 @@ def _make_paths_absolute(tree: Tree, path: Path) -> None:
         value = _get(tree.value, key)
         if not isinstance(value, str) or not value or (key == ("weights", "dir") and _is_family(value)):
             continue
-        if key[0] == "weights" and value in STAGES:
+        if (key[0] == "weights" and value in STAGES) or (key[-1] == "start" and value in _STARTS):
             continue
         origin = tree.origin(key)
         base = _base_of(origin, path)

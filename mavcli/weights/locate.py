@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mavcli.errors import WeightsError
 from mavcli.recipe.schema import STAGES, Recipe
-from mavcli.recipe.share import share_dir
 from mavcli.specs import UNetSpec
+from mavcli.weights.manifest import family_folder
 from mavcli.weights.provenance import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+STEM = "input_blocks.0.0.weight"
+"""The tensor of a U-Net that grows when it gets input channels more."""
+
+
 def family_dir(recipe: Recipe) -> Path:
-    """The folder of the recipe's family: of the package for a bare name, else the path itself."""
+    """The folder of the recipe's family: of the package or of the user for a bare name, else the path itself."""
     name = recipe.weights.dir
-    return share_dir("weights") / name if "/" not in name and "\\" not in name else Path(name)
+    return family_folder(name) if "/" not in name and "\\" not in name else Path(name)
 
 
 def stage_path(recipe: Recipe, stage: str) -> Path:
-    """The weight file that the recipe names for `stage`, whether it exists or not."""
-    named: str | None = getattr(recipe.weights, stage)
-    if named is None or named in STAGES:
-        return family_dir(recipe) / f"{named or stage}.safetensors"
-    return Path(named)
+    """The weight file that the recipe names for `stage`, whether it exists or not.
+
+    A stage that is served by another's weights (`decoder_t: interp`) follows that one wherever the recipe takes it from.
+    """
+    served: set[str] = set()
+    while (named := cast("str | None", getattr(recipe.weights, stage))) in STAGES and stage not in served:
+        served.add(stage)  # two stages that name each other end here
+        stage = named
+    return family_dir(recipe) / f"{stage}.safetensors" if named is None or stage in served else Path(named)
 
 
 def trained_path(recipe: Recipe, stage: str) -> Path:
@@ -64,7 +72,10 @@ def inherit(network: nn.Module, tensors: dict[str, Tensor], *, source: Path) -> 
         target = own[name]
         if target.shape == value.shape:
             target.copy_(value)
-        elif name == "input_blocks.0.0.weight" and (columns := _columns(network, value.shape[1])) is not None:
+        elif (
+            name == STEM
+            and (columns := stem_columns(cast(UNetSpec, network.spec), value.shape[1])) is not None
+        ):
             target.zero_()
             target[:, columns] = value.to(target.dtype)
         else:
@@ -74,13 +85,11 @@ def inherit(network: nn.Module, tensors: dict[str, Tensor], *, source: Path) -> 
     return missing
 
 
-def _columns(network: nn.Module, inherited: int) -> list[int] | None:
+def stem_columns(spec: UNetSpec, inherited: int) -> list[int] | None:
     """Which input channels of a wider stem the parent's `inherited` ones are; None when none of its layouts has so many.
 
     A stem reads x, then the mask's channels, then the low-res picture's; the parent lacks one or both of the latter.
     """
-    spec = network.spec
-    assert isinstance(spec, UNetSpec)  # nothing else has an `input_blocks`
     area = spec.patch**2
     x, mask, low_res = (n * area for n in (spec.in_channels, spec.mask_channels, spec.low_res_channels))
     places = {

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mavcli.cli.app import run
-from mavcli.media.image import write_png
+from mavcli.media.image import read_image, write_png
 from mavcli.media.video import probe, read_clip, read_metadata, write_video
 
 
@@ -112,6 +113,26 @@ def test_a_draft_is_sixteen_key_frames_and_the_finish_goes_on_from_them(mav):
     shutil.rmtree(Path("..") / "cache")
     mav("generate", "a dog", "--fps", 10, "--frames", 6, "-o", "direct.mp4")
     assert json.loads(Path("direct.json").read_text())["frames_sha256"] == finished
+
+
+def test_still_makes_pictures_with_the_run_inside_and_beside(mav):
+    code, out, err = mav("generate", "a dog", "--still", "-n", 2, "--seed", 3)
+    assert (code, out.splitlines()) == (0, ["outputs/a-dog-3-1.png", "outputs/a-dog-3-2.png"])
+    assert "a picture of 32 x 32 px" in err
+    first, second = (read_image(path) for path in out.splitlines())
+    assert first.shape == (32, 32, 3) and not np.array_equal(first, second)
+    told = json.loads(Path("outputs/a-dog-3-1.json").read_text())
+    assert told["options"] == {"still": True} and told["frames"] == 1 and told["prompt"] == "a dog"
+    with Image.open("outputs/a-dog-3-1.png") as image:
+        assert json.loads(image.text["mav_run"]) == told
+    assert sorted(p.name for p in Path("outputs").iterdir()) == [
+        "a-dog-3-1.json", "a-dog-3-1.png", "a-dog-3-2.json", "a-dog-3-2.png"
+    ]  # fmt: skip
+    assert "is there already" in mav("generate", "a dog", "--still", "-n", 2, "--seed", 3)[2]
+    assert mav("generate", "a dog", "--still", "-o", "x.mp4")[0] == 2
+    for more in (("--draft",), ("--frames", 3), ("--seconds", 1), ("--fps", 3)):
+        code, _, err = mav("generate", "a dog", "--still", *more)
+        assert code == 2 and f"--still and {more[0]} are both given" in err
 
 
 def test_n_makes_so_many_different_videos(mav):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_family import tiny_recipe
+from tiny_family import random_network, tiny_recipe
 
 from mavcli.engine import cascade as module
 from mavcli.engine.backend import Backend
@@ -17,6 +17,8 @@ from mavcli.engine.randomness import Draw
 from mavcli.engine.work import Work
 from mavcli.errors import OutOfMemoryError, WeightsError
 from mavcli.report import Silent
+from mavcli.weights.inflation import inflate_file
+from mavcli.weights.provenance import WeightsHeader, save_weights
 
 ALL = ("clip", "prior", "decoder_t", "interp", "sr_l", "sr_h")
 # A step of 8 bits is 2 / 255: networks add in another order when a batch has another size.
@@ -313,13 +315,106 @@ def test_missing_weights_are_all_named_with_the_command_before_anything_runs(tin
     assert found.value.hint == "mav train-stage clip RECIPE"
 
 
-def test_an_image_decoder_alone_is_refused_because_its_time_is_untrained(tiny, tmp_path):
+def image_family(tiny: Path, folder: Path) -> Path:
+    """The tiny family before any video training: D and SR_l in place of D^t, ↑F and SR_l^t."""
+    shutil.copytree(tiny.parent, folder)
+    recipe = tiny_recipe(folder / "tiny.yaml").cascade
+    for video, role, spec in (("decoder_t", "decoder", recipe.decoder), ("sr_lt", "sr_l", recipe.sr_l)):
+        (folder / "weights" / f"{video}.safetensors").unlink()
+        spec = spec.network.model_copy(update={"temporal": "none", "fps": False})
+        tensors = random_network(spec, seed=7).state_dict()
+        save_weights(folder / "weights" / f"{role}.safetensors", tensors, WeightsHeader(role=role, spec=spec))
+    (folder / "weights" / "interp.safetensors").unlink()
+    return folder / "tiny.yaml"
+
+
+def test_untrained_temporal_layers_serve_and_it_is_said_plainly_that_frames_will_not_cohere(tiny, tmp_path):
+    path = image_family(tiny, tmp_path / "family")
+    with pytest.raises(WeightsError, match="interp.safetensors does not exist"):
+        find_family(tiny_recipe(path), ALL)
+    family = find_family(tiny_recipe(path), ALL, keys_suffice=True)
+    assert set(family.parts) == {"clip", "prior", "decoder_t", "sr_l", "sr_h"}
+    told = " ".join(family.warnings)
+    assert "WILL NOT COHERE" in told and "mav train-stage decoder_t" in told and "--still" in told
+    assert "the key frames alone are made, at 4.8 fps" in told
+    assert find_family(tiny_recipe(path), ("clip", "decoder_t"), stills=True).warnings == ()
+
+
+def test_inflated_weights_that_nothing_has_trained_are_told_too(tiny, tmp_path):
+    path = image_family(tiny, tmp_path / "family")
+    weights = path.parent / "weights"
+    inflate_file(weights / "decoder.safetensors", weights)
+    inflate_file(weights / "decoder.safetensors", weights, widen="mask")
+    inflate_file(weights / "sr_l.safetensors", weights, fps=False)
+    family = find_family(tiny_recipe(path), ALL)
+    assert [part.role for part in family.parts.values()][2:5] == ["decoder_t", "interp", "sr_lt"]
+    told = " ".join(family.warnings)
+    assert (
+        "WILL NOT COHERE" in told and "never trained to fill in" in told and "`mav train-stage sr_lt" in told
+    )
+
+
+def untrained(path: Path, *sets: str) -> Cascade:
+    recipe = tiny_recipe(path, *sets)
+    backend = Backend(torch.device("cpu"), torch.float32, 1)
+    return Cascade(recipe, find_family(recipe, ALL, keys_suffice=True), backend)
+
+
+def test_coherence_likens_the_frames_and_is_nothing_when_off(tiny, tmp_path):
+    path = image_family(tiny, tmp_path / "family")
+    none = untrained(path)
+    embedding = none.image_embedding(["a dog"], [Draw(0)])
+
+    def frames(*sets: str) -> torch.Tensor:
+        return untrained(path, *sets).decode(embedding, [Draw(0)], fps=24)[0]
+
+    apart = frames()
+    assert torch.equal(frames("cascade.decoder.coherence=none"), apart)
+    same = frames("cascade.decoder.coherence=shared-noise")
+    assert torch.equal(same, same[:1].expand_as(same)), "one noise and one meaning are one picture"
+    crossed = frames("cascade.decoder.coherence=cross-frame")
+    assert torch.equal(crossed[0], apart[0]), "the first frame has no other to look at"
+    assert not torch.equal(crossed[1:], apart[1:]) and len({f.sum().item() for f in crossed}) == 16
+    picture = none.decode(embedding, [Draw(0)], fps=24, frames=1)
+    assert float((picture[0, 0] - apart[0]).abs().max()) < ONE_STEP
+
+
+def test_a_trained_network_is_the_same_with_and_without_a_word_on_coherence(tiny, base):
+    said = open_cascade(tiny, "cascade.decoder.coherence=none")
+    embedding = said.image_embedding(["a dog surfing"], [Draw(0)])
+    assert torch.equal(said.decode(embedding, [Draw(0)], fps=24), base)
+
+
+def test_the_last_step_of_super_resolution_may_be_a_network_of_its_own(tiny, tmp_path):
     shutil.copytree(tiny.parent, tmp_path / "family")
-    weights = tmp_path / "family" / "weights"
-    (weights / "decoder_t.safetensors").rename(weights / "decoder.safetensors")
-    with pytest.raises(WeightsError, match="temporal layers are untrained") as found:
-        find_family(tiny_recipe(tmp_path / "family" / "tiny.yaml", f"train.out={tmp_path}"), ("decoder_t",))
-    assert found.value.hint == "mav train-stage decoder_t RECIPE"
+    path = tmp_path / "family" / "tiny.yaml"
+    spec = tiny_recipe(path).cascade.sr_l.network.model_copy(update={"temporal": "none"})
+    spec = spec.model_copy(update={"noise_level": False})  # it is not told the augmentation level
+    sets = (
+        "cascade.sr_l.last_step=true",
+        "cascade.sr_l.network.noise_level=false",
+        "cascade.sr_l.noise_level=0",
+    )
+    frozen = random_network(tiny_recipe(path, *sets).cascade.sr_l.network, seed=3).state_dict()
+    header = WeightsHeader(role="sr_lt", spec=tiny_recipe(path, *sets).cascade.sr_l.network)
+    save_weights(tmp_path / "family/weights/sr_lt.safetensors", frozen, header)
+    with pytest.raises(WeightsError, match="sr_l_last.safetensors does not exist"):
+        find_family(tiny_recipe(path, *sets), ("sr_l",))
+    video = torch.rand(1, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    made = {}
+    for seed in (8, 9):
+        tensors = random_network(spec, seed=seed).state_dict()
+        save_weights(
+            tmp_path / "family/weights/sr_l_last.safetensors", tensors, WeightsHeader(role="sr_l", spec=spec)
+        )
+        made[seed] = open_cascade(path, *sets).sr_l(video, [Draw(0)], fps=24)
+    assert made[8].shape == (1, 3, 3, 16, 16) and not torch.equal(made[8], made[9])
+    # the one before last is the first network's alone: of one step, all is the last network's
+    one = (*sets, "cascade.sr_l.sampler.steps=1")
+    first = open_cascade(path, *one).sr_l(video, [Draw(0)], fps=24)
+    changed = {name: value + 1 for name, value in frozen.items()}
+    save_weights(tmp_path / "family/weights/sr_lt.safetensors", changed, header)
+    assert torch.equal(open_cascade(path, *one).sr_l(video, [Draw(0)], fps=24), first)
 
 
 def test_weights_of_another_network_or_stage_are_refused_by_name(tiny, tmp_path):
