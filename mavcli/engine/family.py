@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mavcli.errors import UsageError, WeightsError
-from mavcli.recipe.load import list_recipes
+from mavcli.recipe.load import list_recipes, load_recipe
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.weights.locate import stage_path, trained_path
@@ -251,4 +251,6 @@ def _command(recipe: Recipe, role: str) -> str:
     families = load_manifest().families
     if recipe.weights.dir in families and getattr(recipe.weights, role) is None:
         return families[recipe.weights.dir].command(role)
-    return f"mav train-stage {role} {recipe.name if recipe.name in list_recipes() else 'RECIPE'}"
+    # A recipe of the user's own may still have the name of the one it was copied from.
+    shipped = recipe.name in list_recipes() and load_recipe(recipe.name).recipe == recipe
+    return f"mav train-stage {role} {recipe.name if shipped else 'RECIPE'}"

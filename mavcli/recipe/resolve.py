@@ -47,7 +47,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Resolved:
-    """How a recipe runs here. `device` is torch's name of the first device; `reasons` has one entry for each decision."""
+    """How a recipe runs here. `device` is torch's name of the first device; `reasons` has one entry for each decision.
+
+    `devices` is the number of processes that train together: one for each GPU, any number on the CPU.
+    """
 
     backend: Backend
     device: str
@@ -57,18 +60,48 @@ class Resolved:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def resolve(recipe: Recipe, *, machine: Machine, training: bool = False) -> Resolved:
+def resolve(
+    recipe: Recipe, *, machine: Machine, training: bool = False, launched: int | None = None
+) -> Resolved:
     """Decide every `auto` of `recipe.hardware` for `machine`.
 
-    Several devices are taken by themselves only in `training`: one clip is made on one device.
+    Several devices are taken by themselves only in `training`: one clip is made on one device. `launched` is the number of
+    processes that a launcher has started already (`torchrun`, SLURM), on all machines.
     Raises UsageError where a device is asked for by name and is not there; nothing falls back silently.
     """
     reasons: dict[str, str] = {}
     backend, reasons["backend"] = _backend(recipe.hardware.backend, machine, training)
     dtype, reasons["dtype"] = _dtype(recipe.hardware.dtype, backend, machine)
-    threads, reasons["threads"] = _threads(recipe.hardware.threads, machine)
-    devices = len(machine.cuda) if backend == "multi-gpu" else 1
+    devices = 1
+    if launched is not None:
+        devices, reasons["devices"] = launched, f"{launched} processes were started from outside"
+    elif training or backend == "multi-gpu":
+        devices = _devices(recipe.hardware.processes, backend, machine)
+        if training and devices > 1:
+            reasons["devices"] = f"{devices} processes"
+    threads, reasons["threads"] = _threads(
+        recipe.hardware.threads, machine, sharing=devices if backend == "cpu" else 1
+    )
     return Resolved(backend, "cpu" if backend == "cpu" else "cuda:0", devices, dtype, threads, reasons)
+
+
+def _devices(wanted: int | str, backend: Backend, machine: Machine) -> int:
+    """Processes that train together."""
+    there = len(machine.cuda)
+    if not isinstance(wanted, int):
+        return there if backend == "multi-gpu" else 1
+    if wanted < 1:
+        raise RecipeError(f"`hardware.processes` is {wanted}, at least 1 is needed")
+    if backend == "cuda" and wanted > 1:
+        raise UsageError(
+            f"`hardware.processes` is {wanted} with `hardware.backend: cuda`, which is one GPU",
+            hint="--set hardware.backend=multi-gpu",
+        )
+    if backend == "multi-gpu" and wanted > there:
+        raise UsageError(
+            f"{wanted} GPUs are asked for, there are {there}", hint=f"--gpus {there}, or leave it out"
+        )
+    return wanted
 
 
 def _backend(wanted: str, machine: Machine, training: bool) -> tuple[Backend, str]:
@@ -113,7 +146,7 @@ def _dtype(wanted: str, backend: Backend, machine: Machine) -> tuple[Dtype, str]
     return ("bfloat16", have) if able else ("float32", lack)
 
 
-def _threads(wanted: int | str, machine: Machine) -> tuple[int, str]:
+def _threads(wanted: int | str, machine: Machine, *, sharing: int = 1) -> tuple[int, str]:
     cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''} to use"
     if isinstance(wanted, int):
         if wanted < 1:
@@ -121,6 +154,8 @@ def _threads(wanted: int | str, machine: Machine) -> tuple[int, str]:
         return wanted, "asked for" if wanted <= machine.cores else f"asked for, though there are {cores}"
     if machine.omp_threads:
         return machine.omp_threads, f"OMP_NUM_THREADS={machine.omp_threads}"
+    if sharing > 1:
+        return max(1, machine.cores // sharing), f"{cores} for {sharing} processes"
     return machine.cores, cores
 
 

@@ -16,7 +16,10 @@ class Hardware(Spec):
 
     backend: Literal["auto", "cuda", "multi-gpu", "cpu"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the networks' arithmetic")
-    threads: int | Literal["auto"] = Field("auto", description="CPU threads")
+    threads: int | Literal["auto"] = Field("auto", description="CPU threads of a process")
+    processes: int | Literal["auto"] = Field(
+        "auto", description="of a training: auto is one for each GPU, and one on the CPU"
+    )
 
 
 class Weights(Spec):
@@ -34,6 +37,7 @@ class Weights(Spec):
     interp: str | None = None
     sr_l: str | None = None
     sr_lt: str | None = None
+    sr_l_last: str | None = Field(None, description="only where `cascade.sr_l.last_step` is set")
     sr_h: str | None = None
 
 
@@ -57,6 +61,10 @@ class DecoderPart(Spec):
     frames: int = Field(16, ge=2)
     schedule: ScheduleSpec = ScheduleSpec()
     sampler: SamplerSpec = SamplerSpec()
+    coherence: Literal["none", "shared-noise", "cross-frame"] = Field(
+        "none",
+        description="without training: one noise for all frames, or every frame's attention reads the first frame too",
+    )
 
 
 class InterpPart(Spec):
@@ -83,6 +91,13 @@ class SuperResPart(Spec):
         0.0, ge=0, le=1, description="augmentation of the low-res picture at sampling, share of T"
     )
     chunk: int = Field(16, ge=1, description="frames that go through the network at once")
+    last_step: bool = Field(
+        False, description="the sampler's last step is a network of its own, the weights `sr_l_last` (Karlo)"
+    )
+    enlarge: Literal["bicubic", "bicubic-antialias", "bilinear"] = Field(
+        "bicubic",
+        description="how the low-res picture is brought to size: Karlo's is the second, ADM's the third",
+    )
 
 
 class Cascade(Spec):
@@ -105,13 +120,20 @@ class Output(Spec):
 
 
 class Data(Spec):
-    """Where training data comes from. `world` is the rendered pocket world; the others are folders (relative to the recipe)."""
+    """Where training data comes from. `world` is the rendered pocket world; the others are folders (relative to the
+    recipe), tar shards (`shards/{000..099}.tar`), or URLs of shards (`s3://`, `https://`, `hf://`)."""
 
     world: bool = False
-    image: str | None = Field(None, description="a folder of images")
-    pairs: str | None = Field(None, description="a folder of images with captions (.txt, JSONL, CSV)")
-    video: str | None = Field(
-        None, description="a folder of video files, any nesting; captions are never read"
+    image: str | None = Field(None, description="images")
+    pairs: str | None = Field(
+        None, description="images with captions: .txt, JSONL, CSV, Parquet, or webdataset shards"
+    )
+    video: str | None = Field(None, description="video files, any nesting; captions are never read")
+    leave_out: tuple[Literal["static", "duplicate"], ...] = Field(
+        (), description="videos that train nothing though they decode; `mav data check` lists them"
+    )
+    keep_gb: float = Field(
+        20.0, ge=0, description="shards behind URLs stay on disk up to this; others are read by range"
     )
 
 
@@ -148,8 +170,17 @@ class Degradation(Spec):
 class StageTraining(Spec):
     """How one stage is trained; `train.defaults` gives what a stage leaves out."""
 
+    start: str = Field(
+        "auto",
+        description="auto: the parent stage's weights; scratch; own: the stage's weights that `weights` names; or a file",
+    )
     steps: int = Field(1000, ge=1)
-    batch_size: int = Field(32, ge=1, description="samples (clips for video stages) a step")
+    batch_size: int = Field(
+        32, ge=1, description="samples (clips for video stages) a step, of all processes together"
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples a process puts through the network at once; the rest is accumulated"
+    )
     lr: float = Field(1e-4, gt=0)
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: hidden matrices; the rest stays with AdamW"
@@ -161,6 +192,7 @@ class StageTraining(Spec):
     decay: float = Field(
         0.6, ge=0, le=1, description="last share of the steps over which the rate falls to zero"
     )
+    decay_shape: Literal["linear", "cosine"] = "linear"
     clip_grad: float = Field(1.0, gt=0)
     ema: float = Field(0.9999, ge=0, lt=1)
     drop_condition: float = Field(
@@ -180,6 +212,16 @@ class StageTraining(Spec):
     fps: FpsCurriculum = FpsCurriculum()
     masks: Masks = Masks()
     degradation: Degradation = Degradation()
+    retries: int = Field(
+        3, ge=0, description="steps in a row that are skipped because their loss or gradient is not finite"
+    )
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: each holds the whole network, or a share of it (FSDP2)"
+    )
+    recompute: bool = Field(
+        False, description="activation checkpointing: blocks are run again in the backward pass, for memory"
+    )
+    compile: bool = Field(False, description="blocks go through torch.compile; the first step takes minutes")
     save_every: int = Field(500, ge=1)
     sample_every: int = Field(500, ge=1)
     log_every: int = Field(20, ge=1)
@@ -188,6 +230,7 @@ class StageTraining(Spec):
 class Train(Spec):
     out: str = Field("runs", description="checkpoints, metrics and samples, relative to the working folder")
     seed: int = 0
+    tensorboard: bool = Field(False, description="metrics for TensorBoard too, beside metrics.jsonl")
     data: Data = Data()
     defaults: StageTraining = Field(StageTraining(), description="what a stage has that says nothing else")
     stages: dict[str, StageTraining] = Field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -111,8 +111,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedRecipe
 def train(tiny: Callable[..., LoadedRecipe], backend: Backend) -> Train:
     """`train("decoder", out, "a.b=c", report=...)`."""
 
-    def run(stage: str, out: Path, *sets: str, report: Heard | None = None, fresh: bool = False) -> Trained:
-        return train_stage(tiny(out, *sets), stage, backend=backend, report=report or Heard(), fresh=fresh)
+    def run(
+        stage: str,
+        out: Path,
+        *sets: str,
+        report: Heard | None = None,
+        fresh: bool = False,
+        allow: Sequence[str] = (),
+    ) -> Trained:
+        loaded = tiny(out, *sets)
+        return train_stage(loaded, stage, backend=backend, report=report or Heard(), fresh=fresh, allow=allow)
 
     return run
 

@@ -13,6 +13,7 @@ from mavcli.recipe.schema import Degradation, FpsCurriculum, Masks
 from mavcli.specs import ScheduleSpec
 from mavcli.training import losses
 from mavcli.training.conditioning import draw_fps, draw_known, masked_video
+from mavcli.training.draws import Draws
 from mavcli.training.stage import Task
 
 
@@ -98,6 +99,11 @@ class Recipe:
 
         class sr_l:  # noqa: N801
             size = 16
+            enlarge = "bicubic"
+
+
+def draws(x: torch.Tensor, *, seed: int = 0) -> Draws:
+    return Draws(seed, stage="sr_l", step=0, count=len(x))
 
 
 def a_task(**changes: object) -> Task:
@@ -108,9 +114,7 @@ def a_task(**changes: object) -> Task:
 
 def test_without_blur_and_noise_the_low_res_picture_is_only_resized():
     x = torch.rand(4, 2, 3, 16, 16) * 2 - 1
-    low_res, level = losses.degraded(
-        a_task(noise_max=0.0, blur_probability=0.0), x, torch.Generator().manual_seed(0)
-    )
+    low_res, level = losses.degraded(a_task(noise_max=0.0, blur_probability=0.0), x, draws(x, seed=0))
     assert torch.equal(low_res, upsample(downsample(x, 8), 16))
     assert level.tolist() == [0, 0, 0, 0]
 
@@ -118,7 +122,7 @@ def test_without_blur_and_noise_the_low_res_picture_is_only_resized():
 def test_noise_is_of_the_level_that_the_network_is_told():
     x = torch.zeros(64, 1, 3, 16, 16)
     task = a_task(noise_max=0.3, blur_probability=0.0)
-    low_res, level = losses.degraded(task, x, torch.Generator().manual_seed(0))
+    low_res, level = losses.degraded(task, x, draws(x, seed=0))
     assert int(level.min()) >= 0 and 200 < int(level.max()) < 300 and len(level.unique()) > 40
     _, sigma = task.schedule.alpha_sigma(level, x)
     spread = low_res.flatten(1).std(dim=1) / sigma.flatten()
@@ -127,14 +131,12 @@ def test_noise_is_of_the_level_that_the_network_is_told():
 
 def test_blur_falls_on_its_share_of_samples():
     x = torch.rand(200, 1, 3, 16, 16) * 2 - 1
-    low_res, _ = losses.degraded(
-        a_task(noise_max=0.0, blur_probability=0.5), x, torch.Generator().manual_seed(0)
-    )
+    low_res, _ = losses.degraded(a_task(noise_max=0.0, blur_probability=0.5), x, draws(x, seed=0))
     blurred = (low_res != upsample(downsample(x, 8), 16)).flatten(1).any(1).float().mean()
     assert 0.4 < float(blurred) < 0.6
 
 
 def test_the_corruption_is_a_function_of_the_generator():
     x = torch.rand(4, 1, 3, 16, 16)
-    one, two, other = (losses.degraded(a_task(), x, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2))
+    one, two, other = (losses.degraded(a_task(), x, draws(x, seed=s))[0] for s in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)

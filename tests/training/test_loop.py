@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import importlib.util
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -14,9 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError
-from mavcli.training import loop, stages
+from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError, WeightsError
+from mavcli.training import checkpoint as checkpoint_module
+from mavcli.training import stages
 from mavcli.training.checkpoint import newest_checkpoint, read_manifest, remove_stale, save_checkpoint
+from mavcli.training.trainer import Trainer
 from mavcli.weights.provenance import read_header
 
 STEPS = "train.defaults.steps=6"
@@ -173,9 +178,9 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(train, tmp_path):
 
 def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
     for pid in (2**22 + 1, os.getppid()):
-        (tmp_path / f".tmp-0000001-{pid}").mkdir()
+        (tmp_path / f".tmp-0000001-{pid}-0a1b").mkdir()
     remove_stale(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [f".tmp-0000001-{os.getppid()}"]
+    assert [p.name for p in tmp_path.iterdir()] == [f".tmp-0000001-{os.getppid()}-0a1b"]
 
 
 def test_a_changed_recipe_is_refused_with_what_changed(family, train, tmp_path):
@@ -201,29 +206,78 @@ def test_other_clip_towers_under_a_training_are_refused(family, train, tmp_path)
         train("decoder", tmp_path, *parents(family))
 
 
-@pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_a_loss_that_is_not_finite_stops_before_the_optimiser(bad, train, tmp_path, monkeypatch):
-    steps = []
+def test_a_change_is_allowed_by_its_name_and_no_other_is(train, heard, tmp_path):
+    train("sr_h", tmp_path)
+    sets = ["train.defaults.steps=4", "train.defaults.lr=0.002", "train.defaults.ema=0.8"]
+    with pytest.raises(RecipeError, match=r"training\.ema: 0\.9 -> 0\.8$") as error:
+        train("sr_h", tmp_path, *sets, allow=["lr"])
+    assert error.value.hint.endswith("--allow training.ema")
+    with pytest.raises(UsageError, match="`--allow seed` names nothing that changed"):
+        train("sr_h", tmp_path, *sets, allow=["lr", "training.ema", "seed"])
+    report = heard()
+    assert train("sr_h", tmp_path, *sets, allow=["lr", "training.ema"], report=report).step == 4
+    assert (
+        len([w for w in report.warnings if "goes on with a changed recipe: training.lr: 0.001 -> 0.002" in w])
+        == 1
+    )
+    assert train("sr_h", tmp_path, *sets, "train.defaults.steps=5").step == 5, "it is the recipe now"
+
+
+def spoil(monkeypatch, bad: str, steps: set[int]) -> None:
+    """At these steps the loss of the second sample, or the gradient, is no number."""
     original = stages.STAGES["sr_h"]
 
-    def spoiled(task, batch, generator):
-        loss = original.loss(task, batch, generator)
-        steps.append(len(steps))
-        if len(steps) > 3 and len(steps) != 100:
-            weight = next(task.network.parameters())
-            return loss + (float("nan") if bad == "loss" else (weight.sum() * 0).sqrt())
+    def spoiled(task, batch, draws):
+        loss = original.loss(task, batch, draws)
+        if torch.is_grad_enabled() and spoiled.step in steps:
+            if bad == "loss":
+                loss = loss * torch.tensor([1.0, float("nan")])
+            else:
+                loss = loss + (next(task.network.parameters()).sum() * 0).sqrt()
         return loss
 
-    def one_held_out(self, batches):
-        return 0.0
+    def counted(self, step, batch):
+        spoiled.step = step
+        return step_of(self, step, batch)
 
-    monkeypatch.setattr(loop._Trainer, "held_out_loss", one_held_out)
+    step_of = Trainer.step
+    monkeypatch.setattr(Trainer, "step", counted)
     monkeypatch.setitem(stages.STAGES, "sr_h", dataclasses.replace(original, loss=spoiled))
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_before_the_optimiser(bad, train, tmp_path, monkeypatch):
+    spoil(monkeypatch, bad, {3, 4, 5})
+    sets = [STEPS, "train.defaults.save_every=1", "train.defaults.retries=0"]
     with pytest.raises(DivergedError, match="stage `sr_h`, step 3") as error:
-        train("sr_h", tmp_path, STEPS, "train.defaults.save_every=1")
+        train("sr_h", tmp_path, *sets)
     assert error.value.exit_code == 7 and "the last checkpoint is good" in error.value.hint
+    assert ("samples 1 of the step" if bad == "loss" else "samples 0, 1 of the step") in error.value.message
+    pictures = sorted(p.name for p in (tmp_path / "sr_h" / "not-finite" / "0000003").iterdir())
+    assert pictures == (["00001.png"] if bad == "loss" else ["00000.png", "00001.png"])
     step, tensors = state(tmp_path, "sr_h")
     assert step == 3 and all(bool(torch.isfinite(v).all()) for v in tensors.values())
+
+
+def test_bad_steps_are_skipped_as_often_as_the_recipe_says_and_counted_over_a_resume(
+    train, heard, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, "loss", {2, 3, 4})
+    sets = [STEPS, "train.defaults.save_every=1"]
+    report = heard()
+    assert train("sr_h", tmp_path / "three", *sets, "train.defaults.retries=3", report=report).step == 6
+    assert len(report.warnings) == 3 and "skipped (3 of 3 in a row)" in report.warnings[-1]
+    logged = [line for line in metrics(tmp_path / "three", "sr_h") if "not_finite" in line]
+    assert [line["step"] for line in logged] == [3, 4, 5]
+    before, after = (
+        newest_checkpoint(tmp_path / "three" / "sr_h")[0],
+        train("sr_h", tmp_path / "three", *sets, "train.defaults.retries=3"),
+    )
+    assert before.step == after.step == 6
+    with pytest.raises(Interrupted):
+        train("sr_h", tmp_path / "two", *sets, "train.defaults.retries=2", report=stop_at(heard, 4))
+    with pytest.raises(DivergedError, match="step 4: .* 3 steps in a row"):
+        train("sr_h", tmp_path / "two", *sets, "train.defaults.retries=2")
 
 
 def test_tensors_that_are_not_finite_are_never_saved(tmp_path):
@@ -238,3 +292,156 @@ def test_no_global_random_state_is_left_behind(train, tmp_path):
     torch.manual_seed(5)
     train("sr_h", tmp_path)
     assert torch.equal(torch.rand(1), wanted)
+
+
+# how a step is computed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "micro_batch=1",
+        "recompute=true",
+        pytest.param("micro_batch=3", marks=pytest.mark.slow),
+        pytest.param("compile=true", marks=pytest.mark.slow),
+    ],
+)
+def test_memory_and_speed_are_bought_without_changing_what_is_learnt(how, family, train, tmp_path):
+    sets = [*parents(family), "train.defaults.batch_size=4", "train.defaults.optimizer=adamw"]
+    sets += ["train.defaults.steps=2", "train.defaults.save_every=9"]
+    train("interp", tmp_path / "plain", *sets)
+    train("interp", tmp_path / "other", *sets, f"train.stages.interp.{how}")
+    curves = [
+        [m["step_loss"] for m in metrics(tmp_path / n, "interp") if "loss" in m] for n in ("plain", "other")
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert (curves[0] == curves[1]) or how != "recompute=true", "dropout is drawn again as it was"
+
+
+def test_two_trainings_of_one_folder_are_refused(train, heard, tmp_path):
+    refused = []
+
+    def another() -> None:
+        with pytest.raises(UsageError, match="another process is training in"):
+            train("sr_h", tmp_path)
+        refused.append(True)
+
+    assert train("sr_h", tmp_path, report=heard({2: another})).step == 3 and refused
+
+
+def test_weights_that_a_kill_kept_from_being_exported_are_exported_at_the_next_start(train, tmp_path):
+    train("sr_h", tmp_path)
+    weights = tmp_path / "weights" / "sr_h.safetensors"
+    wanted = weights.read_bytes()
+    weights.unlink()
+    (tmp_path / "weights" / f".sr_h.safetensors.{2**22 + 1}.tmp").write_text("half")
+    train("sr_h", tmp_path)
+    assert weights.read_bytes() == wanted and [p.name for p in weights.parent.iterdir()] == [weights.name]
+
+
+def test_each_call_of_the_writer_may_fail_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
+    """Every call that touches the disk, one after the other, with a full disk, a broken one and one that forbids it."""
+    tensors = {"x": torch.arange(50.0)}
+    calls, fail_at, error = [0], [0], [0]
+
+    def failing(function):
+        def call(*arguments, **keywords):
+            calls[0] += 1
+            if calls[0] == fail_at[0]:
+                raise OSError(error[0], os.strerror(error[0]))
+            return function(*arguments, **keywords)
+
+        return call
+
+    for owner, name in (
+        (Path, "mkdir"),
+        (Path, "write_text"),
+        (Path, "rename"),
+        (shutil, "disk_usage"),
+        (checkpoint_module, "save_file"),
+        (checkpoint_module, "file_sha256"),
+        (checkpoint_module, "_sync"),
+    ):
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+    save_checkpoint(tmp_path / "count", tensors, {"step": 1})
+    total = calls[0]
+    assert total >= 9
+    for kind in (errno.ENOSPC, errno.EIO, errno.EACCES):
+        for number in range(1, total + 1):
+            folder = tmp_path / f"{kind}-{number}"
+            fail_at[0] = 0
+            save_checkpoint(folder, tensors, {"step": 1})
+            calls[0], fail_at[0], error[0] = 0, number, kind
+            with pytest.raises(DiskError, match=str(folder)):
+                save_checkpoint(folder, tensors, {"step": 2})
+            fail_at[0] = 0
+            found, skipped = newest_checkpoint(folder)
+            assert found is not None and found.step in (1, 2) and skipped == []
+            assert torch.equal(found.tensors()["x"], tensors["x"])
+            assert not list(folder.glob(".tmp-*")) and (folder / "step-0000001").is_dir()
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "state.safetensors"])
+def test_a_flipped_bit_or_a_lost_tail_is_always_found(part, tmp_path):
+    save_checkpoint(tmp_path, {"x": torch.arange(40.0)}, {"step": 7, "loss": 0.25})
+    file = tmp_path / "step-0000007" / part
+    data = file.read_bytes()
+    rng = random.Random(0)
+    for _ in range(64):
+        place = rng.randrange(len(data))
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.randrange(8)
+        for harm in (bytes(flipped), data[:place]):
+            file.write_bytes(harm)
+            assert not is_whole(tmp_path / "step-0000007"), (place, harm[place : place + 1])
+    file.write_bytes(data)
+    assert is_whole(tmp_path / "step-0000007")
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        return read_manifest(path) is not None
+    except WeightsError:  # a bit of the schema's own number
+        return False
+
+
+def test_more_or_other_files_than_the_manifest_names_are_damage(tmp_path):
+    save_checkpoint(tmp_path, {"x": torch.zeros(2)}, {"step": 1})
+    path = tmp_path / "step-0000001"
+    (path / "more").write_text("")
+    assert read_manifest(path) is None
+    (path / "more").unlink()
+    state_file = path / "state.safetensors"
+    state_file.rename(tmp_path / "elsewhere")
+    state_file.symlink_to(tmp_path / "elsewhere")
+    assert read_manifest(path) is None
+    state_file.unlink()
+    (tmp_path / "elsewhere").rename(state_file)
+    assert read_manifest(path) is not None
+    path.rename(tmp_path / "step-0000002")
+    assert read_manifest(tmp_path / "step-0000002") is None, "another step's"
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(train, tmp_path):
+    train("sr_h", tmp_path)
+    manifest = tmp_path / "sr_h" / "step-0000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(WeightsError, match="another version of mav: its schema is 3"):
+        train("sr_h", tmp_path)
+
+
+def test_tensorboard_is_an_extra(train, tmp_path):
+    sets = ["train.tensorboard=true"]
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(RecipeError, match="TensorBoard is not installed") as error:
+            train("sr_h", tmp_path, *sets)
+        assert "mavcli[tensorboard]" in error.value.hint
+    else:
+        train("sr_h", tmp_path, *sets)
+        assert list((tmp_path / "sr_h" / "tensorboard").iterdir())
+
+
+def test_the_frame_rates_of_clips_are_counted_in_the_log(family, train, tmp_path):
+    train("interp", tmp_path, *parents(family))
+    counted = [line["fps"] for line in metrics(tmp_path, "interp") if "fps" in line]
+    assert sum(sum(bins.values()) for bins in counted) == 3 * 2, "three steps of two clips"

@@ -11,8 +11,9 @@ from torch import nn
 from mavcli.models.unet import UNet, is_temporal
 from mavcli.recipe.schema import StageTraining
 from mavcli.specs import UNetSpec
-from mavcli.training.loop import _Trainer
+from mavcli.training.distributed import Group
 from mavcli.training.optim import Muon, build_optimizers, is_hidden_matrix, learning_rate, orthogonalise
+from mavcli.training.trainer import Trainer
 
 SPEC = UNetSpec(
     image_size=16,
@@ -99,7 +100,8 @@ def test_the_moving_average_is_the_average_it_says():
     """decay = min(ema, (1 + step) / (10 + step)), so early weights are soon forgotten; counters are copied."""
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     config = StageTraining(ema=0.5)
-    trainer = _Trainer(SimpleNamespace(network=network, config=config), None, None, inherited=False)  # type: ignore[arg-type]
+    task = SimpleNamespace(network=network, config=config, group=Group())
+    trainer = Trainer(task, None, None)  # type: ignore[arg-type]
     expected = network[0].weight.detach().clone()
     for step in range(12):
         with torch.no_grad():

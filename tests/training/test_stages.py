@@ -15,11 +15,13 @@ from mavcli.data.loader import WorldSource
 from mavcli.engine.assemble import load_clip
 from mavcli.errors import RecipeError, UsageError, WeightsError
 from mavcli.models.clip import Clip
-from mavcli.models.unet import is_temporal
+from mavcli.models.unet import UNet, is_temporal
 from mavcli.recipe.schema import STAGES as NAMES
+from mavcli.specs import UNetSpec
 from mavcli.training import losses
+from mavcli.training.batches import Batches
 from mavcli.training.checkpoint import newest_checkpoint
-from mavcli.training.loop import Batches
+from mavcli.training.draws import Draws
 from mavcli.training.stage import Batch, Task
 from mavcli.training.stages import STAGES, get_stage
 from mavcli.weights.provenance import load_weights, read_header
@@ -115,11 +117,11 @@ def test_video_stages_never_see_a_word(family, train, tmp_path, monkeypatch):
         train("prior", tmp_path, *sets)
 
 
-class Recorder(nn.Module):
+class Recorder(UNet):
     """Stands for the U-Net: remembers what it was asked, answers with a parameter."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
+    def __init__(self, spec: UNetSpec, shape: tuple[int, ...]) -> None:
+        super().__init__(spec)
         self.answer = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x, t, condition):
@@ -133,7 +135,7 @@ def recorded_task(family: Path, tiny, name: str, shape: tuple[int, ...]) -> Task
         name,
         recipe,
         recipe.stage(name),
-        Recorder(shape),
+        Recorder(stage.network(recipe), shape),
         torch.device("cpu"),
         stage.schedule(recipe),
         load_clip(recipe, family / "weights" / "clip.safetensors"),
@@ -146,7 +148,7 @@ def test_video_is_conditioned_on_the_embedding_of_its_first_frame_and_its_rate(f
         0, 256, (3, 4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     fps = torch.tensor([2.0, 8.0, 30.0])
-    losses.decoder_loss(task, Batch(pixels, fps=fps), torch.Generator().manual_seed(0))
+    losses.decoder_loss(task, Batch(pixels, fps=fps), Draws(0, stage="decoder_t", step=0, count=3))
     x0 = losses.pictures(task, Batch(pixels))
     embeddings = [task.clip.encode_image(x0[:, i]) for i in range(4)]
     given = task.network.condition.image_embedding
@@ -162,7 +164,7 @@ def test_known_frames_are_shown_to_the_interpolator_and_carry_no_loss(family, ti
     )
     known = torch.tensor([[True, False, False, True], [False, False, True, False]])
     batch = Batch(pixels, fps=torch.tensor([4.0, 8.0]), known=known)
-    losses.interp_loss(task, batch, torch.Generator().manual_seed(0)).sum().backward()
+    losses.interp_loss(task, batch, Draws(0, stage="interp", step=0, count=2)).sum().backward()
     gradient = task.network.answer.grad.abs().amax(dim=(2, 3, 4)) > 0
     assert torch.equal(gradient, ~known)
     masked, x0 = task.network.condition.masked_video, losses.pictures(task, batch)
@@ -174,7 +176,7 @@ def test_known_frames_are_shown_to_the_interpolator_and_carry_no_loss(family, ti
 def test_the_condition_is_dropped_for_its_share_of_samples(family, tiny):
     task = recorded_task(family, tiny, "decoder", (400, 1, 3, 16, 16))
     pixels = torch.zeros(400, 1, 16, 16, 3, dtype=torch.uint8)
-    losses.decoder_loss(task, Batch(pixels), torch.Generator().manual_seed(0))
+    losses.decoder_loss(task, Batch(pixels), Draws(0, stage="decoder", step=0, count=400))
     dropped = (~task.network.condition.keep_embedding).float().mean()
     assert 0.05 < float(dropped) < 0.16, "0.1 is the default"
 
