@@ -33,7 +33,8 @@ class ClipSpec(Spec):
     text_layers: int = Field(12, ge=1)
     quick_gelu: bool = Field(False, description="OpenAI's towers use QuickGELU")
     unit_norm: bool = Field(
-        True, description="embeddings have length 1; Karlo's networks read OpenAI's as they come, unnormalised"
+        True,
+        description="embeddings have length 1; Karlo's networks read OpenAI's as they come, unnormalised",
     )
     vocabulary: tuple[str, ...] | None = Field(
         None, description="the words the text tower knows; null for CLIP's whole byte-pair vocabulary"
@@ -54,7 +55,8 @@ class PriorSpec(Spec):
     num_heads: int = Field(32, ge=1)
     final_norm: bool = True
     null_text: Literal["masked", "empty"] = Field(
-        "masked", description="what guidance takes for no text: every token masked, or the empty prompt (Karlo)"
+        "masked",
+        description="what guidance takes for no text: every token masked, or the empty prompt (Karlo)",
     )
 
 
@@ -78,7 +80,8 @@ class UNetSpec(Spec):
     )
     mask_fill: Literal["zeros", "nearest"] = Field(
         "zeros",
-        description="what unknown frames show: nothing (the paper), or the nearest known frame and how near it is",
+        description="what unknown frames show: nothing (the paper), or the nearest known frame and how near it is; a "
+        "learned gate then says which of its pixels stay. For networks that predict x0",
     )
     patch: int = Field(1, description="pixel-unshuffle factor of the stem; 1 is ADM's own stem")
     model_channels: int = Field(320, ge=1)
@@ -143,6 +146,8 @@ class UNetSpec(Spec):
             raise ValueError("fps needs temporal layers")
         if self.low_res_residual and self.low_res_channels != self.in_channels:
             raise ValueError("low_res_residual needs as many low_res_channels as in_channels")
+        if self.mask_fill == "nearest" and self.out_channels != self.in_channels:
+            raise ValueError("`mask_fill: nearest` needs a network without learned variance")
         return self
 
     @property

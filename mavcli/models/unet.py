@@ -138,6 +138,12 @@ class UNet(nn.Module):
         zero_weights(last)
         # The identity is the activation, fused into the norm; it keeps the published numbering.
         self.out = nn.ModuleList([GroupNorm(spec.norm_groups, first, eps=spec.norm_eps), nn.Identity(), last])
+        # How much of the nearest known frame each pixel keeps; zero at first, so that widening changes nothing.
+        self.mask_gate: nn.Conv2d | None = None
+        if spec.mask_fill == "nearest" and spec.mask_channels:
+            self.mask_gate = nn.Conv2d(first, spec.patch**2, 3, padding=1)
+            nn.init.zeros_(self.mask_gate.weight)
+            nn.init.zeros_(self.mask_gate.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """x (b, f, c, h, w), t (b,) steps of the trained process -> (b, f, out_channels, h, w) in x's dtype."""
@@ -162,12 +168,20 @@ class UNet(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), context)
 
-        h = self.out[2](self.out[0](h, activation=self.spec.activation), frames)
-        h = F.pixel_shuffle(h, self.spec.patch) if self.spec.patch > 1 else h
-        h = rearrange(h, "(b f) c h w -> b f c h w", f=frames).to(x.dtype)
+        h = self.out[0](h, activation=self.spec.activation)
+        gate = None if self.mask_gate is None or masked is None else self._pixels(self.mask_gate(h), frames)
+        h = self._pixels(self.out[2](h, frames), frames).to(x.dtype)
+        if gate is not None and masked is not None:
+            kept = gate.to(x.dtype).tanh() * (masked[:, :, 3:] > 0)
+            h = h + kept * (masked[:, :, :3].to(x.dtype) - h)
         if self.spec.low_res_residual and condition.low_res is not None:
             h = h + condition.low_res.to(h.dtype)
         return h
+
+    def _pixels(self, h: Tensor, frames: int) -> Tensor:
+        """((b f), c p^2, h, w) -> (b, f, c, h p, w p): the stem's unshuffling undone."""
+        h = F.pixel_shuffle(h, self.spec.patch) if self.spec.patch > 1 else h
+        return rearrange(h, "(b f) c h w -> b f c h w", f=frames)
 
     def _check(self, x: Tensor, condition: Condition) -> None:
         spec = self.spec
@@ -419,5 +433,5 @@ def zero_weights(conv: PseudoConv3d) -> None:
 
 
 def is_temporal(key: str) -> bool:
-    """True for a parameter that inflation adds to an image network."""
-    return ".temporal." in key or ".temporal_emb." in key or key.startswith("fps_embed.")
+    """True for a parameter that an image network gets when it becomes one for video; ↑F's gate on known frames is one."""
+    return ".temporal." in key or ".temporal_emb." in key or key.startswith(("fps_embed.", "mask_gate."))

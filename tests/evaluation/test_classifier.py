@@ -115,4 +115,8 @@ def test_nothing_that_generates_or_trains_imports_the_evaluation() -> None:
                 module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
                 if any(name.startswith("mavcli.evaluation") for name in [module, *names]):
                     importers.add(file.relative_to(PACKAGE).as_posix())
-    assert importers == {"cli/eval.py", "evaluation/pocket.py"}
+    assert "cli/eval.py" in importers
+    # `cli/generate.py` and its kin make; of `cli` only what measures, or looks after files, may know the measures.
+    measuring = {"eval", "eval_metrics", "eval_run", "eval_human", "gallery", "weights"}
+    assert {name.split("/")[0] for name in importers} <= {"cli", "evaluation"}
+    assert {name for name in importers if name.startswith("cli/")} <= {f"cli/{name}.py" for name in measuring}

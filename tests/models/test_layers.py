@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from einops import rearrange
@@ -13,7 +15,8 @@ from mavcli.models.attention import attend
 from mavcli.models.embeddings import FpsEmbedding, fill_unknown, sinusoid
 from mavcli.models.normalisation import GroupNorm
 from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, rotate, temporal_conv
-from mavcli.models.unet import UNet
+from mavcli.models.unet import UNet, is_temporal
+from mavcli.weights.locate import inherit
 
 
 def reference_norm(
@@ -260,12 +263,13 @@ def test_an_unknown_frame_shows_the_nearest_known_one_and_how_near_it_is():
 
 
 @torch.no_grad()
-def test_a_filling_network_says_what_one_of_the_paper_says_of_the_filled_frames(helpers):
+def test_a_filling_network_starts_as_one_of_the_paper_that_sees_the_filled_frames(helpers):
     family = helpers.families["pocket decoder"]
     spec = family.inflated(mask_channels=4)
     paper, filling = UNet(spec).eval(), UNet(spec.model_copy(update={"mask_fill": "nearest"})).eval()
     helpers.perturb(paper)
-    filling.load_state_dict(paper.state_dict())
+    new = inherit(filling, paper.state_dict(), source=Path("paper.safetensors"))
+    assert new == ["mask_gate.bias", "mask_gate.weight"] and all(is_temporal(name) for name in new)
     x, t, condition = family.inputs(1, 4)
     masked = torch.zeros(1, 4, 4, *x.shape[3:])
     masked[:, 1, :3], masked[:, 1, 3] = torch.randn(*x.shape[2:]), 1.0
@@ -275,3 +279,8 @@ def test_a_filling_network_says_what_one_of_the_paper_says_of_the_filled_frames(
 
     assert torch.equal(say(filling, masked), say(paper, fill_unknown(masked)))
     assert not torch.allclose(say(filling, masked), say(paper, masked))
+
+    filling.mask_gate.bias.fill_(20.0)  # wide open: every frame is the nearest known one
+    torch.testing.assert_close(say(filling, masked), masked[:, [1] * 4, :3])
+    nothing = torch.zeros_like(masked)
+    assert torch.equal(say(filling, nothing), say(paper, nothing))

@@ -303,7 +303,6 @@ def test_no_global_random_state_is_left_behind(train, tmp_path):
         "micro_batch=1",
         "recompute=true",
         pytest.param("micro_batch=3", marks=pytest.mark.slow),
-        pytest.param("compile=true", marks=pytest.mark.slow),
     ],
 )
 def test_memory_and_speed_are_bought_without_changing_what_is_learnt(how, family, train, tmp_path):
@@ -316,6 +315,18 @@ def test_memory_and_speed_are_bought_without_changing_what_is_learnt(how, family
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
     assert (curves[0] == curves[1]) or how != "recompute=true", "dropout is drawn again as it was"
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_what_plain_ones_do(train, tmp_path):
+    sets = ["train.stages.sr_h.crop=16", "cascade.sr_h.size=32", "cascade.sr_h.network.image_size=32"]
+    sets += ["cascade.sr_h.network.channel_mult=[1]", "train.defaults.steps=2", "train.defaults.save_every=9"]
+    train("sr_h", tmp_path / "plain", *sets)
+    train("sr_h", tmp_path / "other", *sets, "train.defaults.compile=true")
+    curves = [
+        [m["step_loss"] for m in metrics(tmp_path / n, "sr_h") if "loss" in m] for n in ("plain", "other")
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def test_two_trainings_of_one_folder_are_refused(train, heard, tmp_path):
