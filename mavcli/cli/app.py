@@ -49,6 +49,8 @@ VERBS = (
     Verb(_MAKE, "extrapolate", "mavcli.cli.extrapolate", "extrapolate", "Make a clip longer."),
     Verb(_MAKE, "vary", "mavcli.cli.vary", "vary", "Make another video that means the same."),
     Verb(_TRAIN, "train-stage", "mavcli.cli.train_stage", "train_stage", "Train one stage on your own data."),
+    Verb(_TRAIN, "estimate", "mavcli.cli.estimate", "estimate", "Say what a recipe's training will cost."),
+    Verb(_TRAIN, "runs", "mavcli.cli.runs", "runs", "List trainings: how far, how good, how long still."),
     Verb(_TRAIN, "eval", "mavcli.cli.eval", "app", "Measure what a family makes."),
     Verb(_LOOK, "recipe", "mavcli.cli.recipe", "app", "List, show, copy and check recipes."),
     Verb(
@@ -58,7 +60,15 @@ VERBS = (
         "app",
         "List weights, and what a weight file says about itself.",
     ),
-    Verb(_LOOK, "data", "mavcli.cli.data", "app", "Prepare training data."),
+    Verb(_LOOK, "gallery", "mavcli.cli.gallery", "gallery", "Write a page of a folder's videos."),
+    Verb(
+        _LOOK,
+        "inflate",
+        "mavcli.cli.inflate",
+        "inflate",
+        "Make image weights into video weights, with proof.",
+    ),
+    Verb(_LOOK, "data", "mavcli.cli.data", "app", "Check, preview and prepare training data."),
     Verb(_LOOK, "doctor", "mavcli.cli.doctor", "doctor", "Check this machine and this installation."),
 )
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from mavcli.errors import MavError
+from mavcli.recipe.share import cache_dir
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -264,14 +265,6 @@ def save_traceback(error: BaseException) -> Path | None:
         )
         return path
     return None
-
-
-def cache_dir() -> Path:
-    """Where mav keeps what can be made again: `MAV_CACHE`, else the desktop standard's folder."""
-    if set_by_user := os.environ.get("MAV_CACHE"):
-        return Path(set_by_user).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mav"
 
 
 def clean(text: str) -> str:

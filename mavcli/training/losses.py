@@ -16,64 +16,65 @@ from mavcli.diffusion.schedule import Schedule
 from mavcli.media.frames import to_float
 from mavcli.models.clip import Clip
 from mavcli.models.embeddings import Condition
-from mavcli.models.prior import Prior, PriorCondition
+from mavcli.models.prior import Prior, text_condition
 from mavcli.models.unet import UNet
+from mavcli.recipe.schema import SuperResPart
 from mavcli.training.conditioning import masked_video
+from mavcli.training.draws import Draws
 from mavcli.training.stage import Batch, Task
 
 
-def clip_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Symmetric cross entropy over the batch's pictures and captions (CLIP, arXiv 2103.00020, figure 3)."""
+def clip_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
+    """Symmetric cross entropy over the pictures and captions of all processes (CLIP, arXiv 2103.00020, figure 3)."""
     network = task.network
     image = network.encode_image(pictures(task, batch)[:, 0])  # type: ignore[operator]
     text = network.encode_text(list(batch.captions)).embedding  # type: ignore[operator]
-    logits = network.logit_scale.clamp(max=100.0) * image @ text.T  # type: ignore[operator]
-    target = torch.arange(len(logits), device=logits.device)
-    return (
-        F.cross_entropy(logits, target, reduction="none")
-        + F.cross_entropy(logits.T, target, reduction="none")
-    ) / 2
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)  # the loss is one of angles
+    scale = network.logit_scale.clamp(max=100.0)  # type: ignore[operator]
+    target = torch.arange(batch.first, batch.first + len(image), device=image.device)
+    by_image = F.cross_entropy(scale * image @ task.group.rows(text).T, target, reduction="none")
+    by_text = F.cross_entropy(scale * text @ task.group.rows(image).T, target, reduction="none")
+    return (by_image + by_text) / 2
 
 
-def prior_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+def prior_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """Mean squared error of the un-noised image embedding (unCLIP, section 2.2)."""
     network, schedule = _prior(task), _schedule(task)
     with torch.no_grad():
         x0 = network.scale(_clip(task).encode_image(pictures(task, batch)[:, 0]))
-        text = _clip(task).encode_text(list(batch.captions))
-    t, noise = _draw(schedule, x0, generator)
-    keep = _keep(len(x0), task.config.drop_condition, generator).to(task.device)
-    condition = PriorCondition(text.embedding, text.states, text.mask, keep)
+        condition = text_condition(network.spec, _clip(task), list(batch.captions))
+    t, noise = _draw(schedule, x0, draws)
+    condition = condition.only(_keep(task.config.drop_condition, draws).to(task.device))
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = network(x_t, t.to(task.device), condition)
     return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t)
 
 
-def decoder_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+def decoder_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """D and D^t: the clip given the CLIP embedding of its FIRST frame, and its frame rate (section 3.2)."""
     x0 = pictures(task, batch)
-    return _decode(task, x0, batch, generator, known=None)
+    return _decode(task, x0, batch, draws, known=None)
 
 
-def interp_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+def interp_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """↑F: the masked frames given the known ones (section 3.3); known frames do not count."""
     assert batch.known is not None
     x0 = pictures(task, batch)
-    return _decode(task, x0, batch, generator, known=batch.known.to(task.device))
+    return _decode(task, x0, batch, draws, known=batch.known.to(task.device))
 
 
-def _decode(
-    task: Task, x0: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None
-) -> Tensor:
+def _decode(task: Task, x0: Tensor, batch: Batch, draws: Draws, *, known: Tensor | None) -> Tensor:
     schedule = _schedule(task)
     with torch.no_grad():
         embedding = _clip(task).encode_image(x0[:, 0])
-    t, noise = _draw(schedule, x0, generator)
+        text = _clip(task).no_text(_unet(task).spec, len(x0))
+    t, noise = _draw(schedule, x0, draws)
     condition = Condition(
         image_embedding=embedding,
-        keep_embedding=_keep(len(x0), task.config.drop_condition, generator).to(task.device),
+        keep_embedding=_keep(task.config.drop_condition, draws).to(task.device),
         fps=None if batch.fps is None or x0.shape[1] == 1 else batch.fps.to(task.device),
         masked_video=None if known is None else masked_video(x0, known),
+        **text,
     )
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = task.network(x_t, t.to(task.device), condition)
@@ -81,12 +82,12 @@ def _decode(
     return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t, counts=counts)
 
 
-def super_resolution_loss(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
+def super_resolution_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """SR_l, SR_l^t and SR_h: the picture given its blurred, noised, enlarged small version (section 3.2; unCLIP, 2.3)."""
     schedule = _schedule(task)
     x0 = pictures(task, batch)
-    low_res, level = degraded(task, x0, generator)
-    t, noise = _draw(schedule, x0, generator)
+    low_res, level = degraded(task, x0, draws)
+    t, noise = _draw(schedule, x0, draws)
     condition = Condition(
         low_res=low_res,
         noise_level=level.to(task.device) if _unet(task).spec.noise_level else None,
@@ -99,20 +100,26 @@ def super_resolution_loss(task: Task, batch: Batch, generator: torch.Generator) 
     return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t)
 
 
-def degraded(task: Task, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def degraded(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """The low-res condition (b, f, 3, h, w) for the clean x0 of that shape, and its noise level (b,)."""
     schedule, how = _schedule(task), task.config.degradation
     factor = sr_factor(task)
     small = downsample(x0, x0.shape[-1] // factor)
     blurred = gaussian_blur(small, kernel=how.blur_kernel, sigma=how.blur_sigma)
-    blur = torch.rand(len(x0), generator=generator) < how.blur_probability
+    blur = draws.uniform() < how.blur_probability
     small = torch.where(blur.to(x0.device)[:, None, None, None, None], blurred, small)
     top = max(1, int(how.noise_max * schedule.spec.timesteps))
-    level = torch.randint(0, top, (len(x0),), generator=generator)
-    noise = torch.randn(small.shape, generator=generator).to(x0.device)
+    level = draws.integers(top)
+    noise = draws.normal(small.shape).to(x0.device)
     if how.noise_max > 0:
         small = add_noise(schedule, small, t=level, noise=noise)
-    return upsample(small, x0.shape[-1]), level
+    return upsample(small, x0.shape[-1], how=sr_part(task).enlarge), level
+
+
+def sr_part(task: Task) -> SuperResPart:
+    """What the recipe says of this task's super-resolution."""
+    cascade = task.recipe.cascade
+    return cascade.sr_h if task.stage == "sr_h" else cascade.sr_l
 
 
 def sr_factor(task: Task) -> int:
@@ -130,13 +137,13 @@ def pictures(task: Task, batch: Batch) -> Tensor:
     return rearrange(x, "(b f) c h w -> b f c h w", b=len(batch.pixels)).to(task.device)
 
 
-def _draw(schedule: Schedule, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    t = torch.randint(0, schedule.spec.timesteps, (len(x0),), generator=generator)
-    return t, torch.randn(x0.shape, generator=generator).to(x0.device)
+def _draw(schedule: Schedule, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    t = draws.integers(schedule.spec.timesteps)
+    return t, draws.normal(x0.shape).to(x0.device)
 
 
-def _keep(batch: int, drop: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(batch, generator=generator) >= drop
+def _keep(drop: float, draws: Draws) -> Tensor:
+    return draws.uniform() >= drop
 
 
 def _loss(

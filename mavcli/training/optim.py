@@ -6,10 +6,12 @@ convolution's kernel is one too, flattened to (out, in * k * k).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mavcli.models.unet import is_temporal
 from mavcli.recipe.schema import StageTraining
@@ -33,9 +35,21 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 momentum = state["momentum"].mul_(group["momentum"]).add_(p.grad)
-                update = p.grad.add(momentum, alpha=group["momentum"]).flatten(1)  # Nesterov
+                update = whole(p.grad.add(momentum, alpha=group["momentum"])).flatten(1)  # Nesterov
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                p.add_(orthogonalise(update).view_as(p), alpha=-group["lr"] * scale)
+                p.add_(cut_like(orthogonalise(update).view(p.shape), p), alpha=-group["lr"] * scale)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP cut: a direction for a matrix cannot be found from a part of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor`, the same in every process, cut over the processes as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def orthogonalise(matrix: Tensor, *, steps: int = 5) -> Tensor:
@@ -77,20 +91,21 @@ def build_optimizers(
     the rate. The stem of a `widened` network is new too: its columns for the mask start at zero. Every group keeps its
     full rate as `base_lr` for the schedule.
     """
+    choose_trained(network, config, widened=widened)
     adam: dict[float, list[nn.Parameter]] = {}
     muon: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        new = is_temporal(name) or (widened and name == "input_blocks.0.0.weight")
-        parameter.requires_grad_(new or config.train == "all")
         if not parameter.requires_grad:
             continue
-        factor = config.spatial_lr if inherited and not new else 1.0
+        factor = config.spatial_lr if inherited and not is_new(name, widened=widened) else 1.0
         hidden = config.optimizer == "muon" and is_hidden_matrix(name, parameter)
         (muon if hidden else adam).setdefault(factor, []).append(parameter)
     optimizers: list[torch.optim.Optimizer] = []
     if adam:
         groups = [{"params": p, "lr": config.lr * f, "base_lr": config.lr * f} for f, p in adam.items()]
-        optimizers.append(torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay))
+        optimizers.append(
+            torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        )
     if muon:
         groups = [
             {"params": p, "lr": config.muon_lr * f, "base_lr": config.muon_lr * f} for f, p in muon.items()
@@ -100,9 +115,25 @@ def build_optimizers(
     return optimizers, count
 
 
+def choose_trained(network: nn.Module, config: StageTraining, *, widened: bool) -> None:
+    """Freeze what `config.train` leaves as it is."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(config.train == "all" or is_new(name, widened=widened))
+
+
+def is_new(name: str, *, widened: bool) -> bool:
+    """Whether a parameter is one that inflation or widening added to an image network."""
+    return is_temporal(name) or (widened and name == "input_blocks.0.0.weight")
+
+
 def learning_rate(step: int, config: StageTraining) -> float:
-    """Factor on the rate at `step`: linear warm-up, constant, linear decay to zero over the last `decay` share."""
+    """Factor on the rate at `step`: linear warm-up, constant, decay to zero over the last `decay` share.
+
+    `decay: 1` and `decay_shape: cosine` are the usual cosine schedule.
+    """
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     tail = config.decay * config.steps
-    fall = 1.0 if tail == 0 else min(1.0, (config.steps - step) / tail)
-    return rise * max(0.0, fall)
+    fall = 1.0 if tail == 0 else max(0.0, min(1.0, (config.steps - step) / tail))
+    if config.decay_shape == "cosine":
+        fall = (1 - math.cos(math.pi * fall)) / 2
+    return rise * fall

@@ -1,20 +1,28 @@
-"""Pictures of what a network in training can do, drawn from held-out samples: one row a sample, the truth first."""
+"""Pictures of a training: what a network can do on held-out samples, one row a sample, and what it is shown (`seen`)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from mavcli.data.degrade import downsample, upsample
+from mavcli.data.loader import open_source
 from mavcli.diffusion.guidance import guided
 from mavcli.diffusion.samplers import Project, sample
+from mavcli.media.frames import Frames, contact_sheet, to_uint8
 from mavcli.models.embeddings import Condition
 from mavcli.models.unet import UNet
+from mavcli.recipe.load import LoadedRecipe
+from mavcli.report import Report
 from mavcli.specs import SamplerSpec
 from mavcli.training import losses
+from mavcli.training.batches import Batches
 from mavcli.training.conditioning import masked_video
-from mavcli.training.stage import Batch, Task
+from mavcli.training.draws import Draws
+from mavcli.training.stage import Batch, Stage, Task
 
 
 def decoded(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -35,7 +43,9 @@ def interpolated(task: Task, batch: Batch, generator: torch.Generator) -> Tensor
 def enlarged(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
     """(b, 3 f, 3, h, w): the true frames, the bicubic enlargement, then the network's."""
     truth = losses.pictures(task, batch)
-    low_res = upsample(downsample(truth, truth.shape[-1] // losses.sr_factor(task)), truth.shape[-1])
+    part = losses.sr_part(task)
+    small = downsample(truth, truth.shape[-1] // losses.sr_factor(task))
+    low_res = upsample(small, truth.shape[-1], how=part.enlarge)
     level = torch.zeros(len(truth), device=task.device)
     assert isinstance(task.network, UNet)
     spec = task.network.spec
@@ -44,19 +54,19 @@ def enlarged(task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
         noise_level=level if spec.noise_level else None,
         fps=None if batch.fps is None or not spec.fps or truth.shape[1] == 1 else batch.fps.to(task.device),
     )
-    cascade = task.recipe.cascade
-    part = cascade.sr_h if task.stage == "sr_h" else cascade.sr_l
     return torch.cat([truth, low_res, _sample(task, part.sampler, truth, condition, generator)], dim=1)
 
 
 def _decode(
     task: Task, truth: Tensor, batch: Batch, generator: torch.Generator, *, known: Tensor | None
 ) -> Tensor:
-    assert task.clip is not None
+    assert task.clip is not None and isinstance(task.network, UNet)
+    spec = task.network.spec
     condition = Condition(
         image_embedding=task.clip.encode_image(truth[:, 0]),
         fps=None if batch.fps is None or truth.shape[1] == 1 else batch.fps.to(task.device),
         masked_video=None if known is None else masked_video(truth, known),
+        **task.clip.no_text(spec, len(truth)),
     )
     cascade = task.recipe.cascade
     sampler = cascade.decoder.sampler if known is None else cascade.interp.sampler
@@ -91,3 +101,70 @@ def _sample(
 def grid(rows: Tensor) -> Tensor:
     """(b, f, 3, h, w) in [-1, 1] -> one picture (1, 3, b h, f w)."""
     return rearrange(rows, "b f c h w -> 1 c (b h) (f w)")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network is shown at one step: a contact sheet uint8 (h, w, 3), and a line of words for each sample."""
+
+    sheet: Frames
+    lines: list[str]
+
+
+def seen(
+    loaded: LoadedRecipe, stage: Stage, *, step: int = 0, samples: int = 4, report: Report | None = None
+) -> Seen:
+    """The first `samples` rows of the batch that training draws at `step`; no network is built.
+
+    A row of frames for each, as large as they are trained; below it what else goes into the network: the known frames of
+    a masked clip (unknown ones are grey, as zeros are), the enlarged low-res picture with its blur and noise.
+    Raises RecipeError and InputError as training does.
+    """
+    recipe = loaded.recipe
+    source = open_source(
+        recipe.train.data, stage.data, stage=stage.name, base=loaded.path.parent, report=report
+    )
+    batch = Batches(source, stage, recipe)[step]
+    count = min(samples, len(batch.pixels))
+    batch = batch.rows(0, count)
+    task = Task(
+        stage.name,
+        recipe,
+        recipe.stage(stage.name),
+        nn.Identity(),
+        torch.device("cpu"),
+        stage.schedule(recipe) if stage.schedule else None,
+    )
+    x0 = losses.pictures(task, batch)
+    draws = Draws(recipe.train.seed, stage=stage.name, step=step, first=batch.first, count=count)
+    level: Tensor | None = None
+    inputs: Tensor | None = None
+    if batch.known is not None:
+        inputs = masked_video(x0, batch.known)[:, :, :3]
+    elif stage.loss is losses.super_resolution_loss:
+        inputs, level = losses.degraded(task, x0, draws)
+    rows, labels, lines = [], [], []
+    for i in range(count):
+        fps = None if batch.fps is None else float(batch.fps[i])
+        known = None if batch.known is None else batch.known[i].tolist()
+        rows.append(x0[i])
+        labels += [f"{f / fps:.2f} s" if fps else f"picture {i}" for f in range(x0.shape[1])]
+        words = [f"sample {i}: {x0.shape[1]} x {x0.shape[-1]} px"]
+        if fps:
+            words.append(f"{fps:.2f} fps")
+        if batch.captions:
+            words.append(f'"{batch.captions[i]}"')
+        if inputs is not None:
+            rows.append(inputs[i])
+            if known is not None:
+                labels += ["known" if k else "masked" for k in known]
+                words.append("known " + (", ".join(str(f) for f, k in enumerate(known) if k) or "nothing"))
+            else:
+                labels += ["low-res"] * x0.shape[1]
+        if level is not None and task.schedule is not None:
+            words.append(f"low-res noised at {int(level[i])} of {task.schedule.spec.timesteps}")
+        lines.append(", ".join(words))
+    sheet = contact_sheet(
+        to_uint8(torch.cat(rows)), columns=x0.shape[1] if x0.shape[1] > 1 else None, labels=labels
+    )
+    return Seen(sheet, lines)

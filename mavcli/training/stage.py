@@ -9,25 +9,44 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mavcli.data.clips import Redrawn
 from mavcli.diffusion.schedule import Schedule
 from mavcli.models.clip import Clip
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
+from mavcli.training.distributed import Group
+from mavcli.training.draws import Draws
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples. pixels (b, f, h, w, 3) uint8, f = 1 for pictures; fps (b,) and known (b, f) for video."""
+    """One step's samples. pixels (b, f, h, w, 3) uint8, f = 1 for pictures; fps (b,) and known (b, f) for video.
+
+    `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
+    were drawn again.
+    """
 
     pixels: Tensor
     captions: tuple[str, ...] = ()
     fps: Tensor | None = None
     known: Tensor | None = None
+    first: int = 0
+    redrawn: Redrawn = field(default=Redrawn())
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The rows [start, stop)."""
+        return Batch(
+            self.pixels[start:stop],
+            self.captions[start:stop],
+            None if self.fps is None else self.fps[start:stop],
+            None if self.known is None else self.known[start:stop],
+            self.first + start,
+        )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss needs beside the batch; built once for a run."""
+    """What a loss needs beside the batch; built once for a run. `group` are the processes that train together."""
 
     stage: str
     recipe: Recipe
@@ -36,6 +55,7 @@ class Task:
     device: torch.device
     schedule: Schedule | None = None
     clip: Clip | None = None
+    group: Group = field(default_factory=Group)
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,8 @@ class Stage:
     """One of the eight stages.
 
     `parents` are the stages whose weights it starts from, the first that exists; `parent_needed` forbids scratch.
-    `needs_clip` says that the frozen towers take part. `loss(task, batch, generator)` draws all its randomness from
-    `generator` (on the CPU) and returns the loss of each sample (b,), or a scalar.
+    `needs_clip` says that the frozen towers take part. `loss(task, batch, draws)` takes all its randomness from `draws` and
+    returns the loss of each row (b,).
     """
 
     name: str
@@ -52,7 +72,7 @@ class Stage:
     source: str
     data: Literal["image", "pairs", "video"]
     network: Callable[[Recipe], ClipSpec | PriorSpec | UNetSpec]
-    loss: Callable[[Task, Batch, torch.Generator], Tensor]
+    loss: Callable[[Task, Batch, Draws], Tensor]
     size: Callable[[Recipe], int]
     preview: Callable[[Task, Batch, torch.Generator], Tensor] | None = None
     parents: tuple[str, ...] = ()
@@ -60,4 +80,4 @@ class Stage:
     needs_clip: bool = False
     masks: bool = False
     schedule: Callable[[Recipe], Schedule] | None = None
-    prepare: Callable[[Task, Batch], None] = field(default=lambda task, batch: None)
+    prepare: Callable[[Task, Callable[[int], Batch]], None] = field(default=lambda task, batch_of: None)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from mavcli.diffusion.schedule import Schedule
 from mavcli.errors import UsageError
 from mavcli.specs import UNetSpec
@@ -14,12 +18,22 @@ def image_network(spec: UNetSpec) -> UNetSpec:
     return spec.model_copy(update={"temporal": "none", "fps": False})
 
 
-def _normalise_embeddings(task: Task, batch: Batch) -> None:
-    """Set the prior's mean and deviation per dimension from a first batch of image embeddings, as Karlo saves them."""
+_SAMPLED_EMBEDDINGS = 512
+
+
+def _normalise_embeddings(task: Task, batch_of: Callable[[int], Batch]) -> None:
+    """Set the prior's mean and deviation per dimension from the image embeddings of some hundred samples, as Karlo saves them.
+
+    A dimension in which a small folder's pictures hardly differ gets a tenth of the usual deviation, not its own.
+    """
     assert task.clip is not None
-    embeddings = task.clip.encode_image(losses.pictures(task, batch)[:, 0])
+    batches = -(-_SAMPLED_EMBEDDINGS // task.config.batch_size)
+    embeddings = torch.cat(
+        [task.clip.encode_image(losses.pictures(task, batch_of(i))[:, 0]) for i in range(batches)]
+    )
+    deviation = embeddings.std(0)
     task.network.clip_mean.copy_(embeddings.mean(0))  # type: ignore[operator]
-    task.network.clip_std.copy_(embeddings.std(0).clamp(min=1e-4))  # type: ignore[operator]
+    task.network.clip_std.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) + 1e-6))  # type: ignore[operator]
 
 
 STAGES: dict[str, Stage] = {

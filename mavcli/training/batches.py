@@ -1,0 +1,106 @@
+"""Batch number `step` of a stage, or one process's share of it, out of a `Source`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mavcli.data.clips import Redrawn
+from mavcli.data.loader import Source, batch_generator
+from mavcli.recipe.schema import Recipe
+from mavcli.training.conditioning import draw_fps, draw_known
+from mavcli.training.stage import Batch, Stage
+
+
+class Batches(Dataset[Batch]):
+    """Batch number `step` of a stage; asking twice gives the same.
+
+    With `processes` > 1 it is the share of process `rank`: the shares of all are the batch that one process would draw.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stage: Stage,
+        recipe: Recipe,
+        *,
+        held_out: bool = False,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.source = source.held_out() if held_out else source
+        self.stage, self.recipe, self.held_out = stage, recipe, held_out
+        self.config = recipe.stage(stage.name)
+        self.count = self.config.batch_size // processes
+        self.first = rank * self.count
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        stage, config = self.stage, self.config
+        size = config.crop or stage.size(self.recipe)
+        rngs = [
+            batch_generator(
+                self.recipe.train.seed, stage=stage.name, step=step, index=i, held_out=self.held_out
+            )
+            for i in range(self.first, self.first + self.count)
+        ]
+        if stage.data == "video" and not self._is_still(step):
+            return self._video(rngs, step, size)
+        if stage.data == "pairs":
+            pairs = [self.source.pair(rng, size) for rng in rngs]
+            pixels = _stack([p[0][None] for p in pairs])
+            return Batch(pixels, captions=tuple(p[1] for p in pairs), first=self.first)
+        if stage.data == "video":  # stills: as many pictures as a batch of clips has frames
+            rngs = [g for rng in rngs for g in rng.spawn(config.frames)]
+            pictures = [self._picture(rng, size)[None] for rng in rngs]
+            known = torch.zeros(len(rngs), 1, dtype=torch.bool) if stage.masks else None
+            return Batch(_stack(pictures), known=known, first=self.first * config.frames)
+        return Batch(_stack([self._picture(rng, size)[None] for rng in rngs]), first=self.first)
+
+    def _picture(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        full = self.stage.size(self.recipe)
+        picture = self.source.image(rng, full)
+        return _crop(picture[None], size, rng)[0]
+
+    def _video(self, rngs: list[np.random.Generator], step: int, size: int) -> Batch:
+        config, stage = self.config, self.stage
+        progress = min(1.0, step / max(1, config.steps))
+        full = stage.size(self.recipe)
+        clips, fps, known, redrawn = [], [], [], Redrawn()
+        for rng in rngs:
+            wanted = draw_fps(rng, config.fps, progress)
+            clip = self.source.clip(rng, frames=config.frames, fps=wanted, size=full)
+            clips.append(_crop(clip.frames, size, rng))
+            fps.append(clip.fps)
+            redrawn += clip.redrawn
+            if stage.masks:
+                known.append(draw_known(rng, config.masks, config.frames))
+        return Batch(
+            _stack(clips),
+            fps=torch.tensor(fps),
+            known=torch.from_numpy(np.stack(known)) if known else None,
+            first=self.first,
+            redrawn=redrawn,
+        )
+
+    def _is_still(self, step: int) -> bool:
+        """Whether a video stage sees pictures at this step: a share of the steps, evenly spread."""
+        share = self.config.image_batch
+        return int((step + 1) * share) > int(step * share)
+
+
+def _stack(frames: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(frames))
+
+
+def _crop(frames: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of `size` pixels out of frames (f, h, w, 3), the same for all frames."""
+    h, w = frames.shape[1:3]
+    if (h, w) == (size, size):
+        return frames
+    top, left = int(rng.integers(h - size + 1)), int(rng.integers(w - size + 1))
+    return frames[:, top : top + size, left : left + size]

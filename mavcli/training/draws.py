@@ -1,0 +1,48 @@
+"""The random numbers of a training step: every picture or clip of it has a generator of its own.
+
+A row's generator is a function of (seed, stage, step, number of the row in the whole step), so the number of processes, the
+cut into micro-batches and a resumed run change no draw (invariants 8 and 9 of the design).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """Noise, diffusion steps and dropout of `count` rows, the first of which is number `first` of its step.
+
+    Everything is drawn on the CPU. `seeds` has one number below 2**63 for each row, for layers that draw on a device.
+    """
+
+    def __init__(
+        self, seed: int, *, stage: str, step: int, first: int = 0, count: int = 1, held_out: bool = False
+    ) -> None:
+        keys = [_key(f"{seed}/{stage}/{step}/{int(held_out)}/{first + row}") for row in range(count)]
+        self.seeds = [key >> 65 for key in keys]
+        # Philox takes the whole 128-bit key; torch's own CPU generator would use 32 bits of it.
+        self._generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+
+    def integers(self, high: int) -> Tensor:
+        """(b,) int64 in [0, high)."""
+        return torch.tensor([int(generator.integers(high)) for generator in self._generators])
+
+    def uniform(self) -> Tensor:
+        """(b,) float32 in [0, 1)."""
+        return torch.tensor([generator.random(dtype=np.float32) for generator in self._generators])
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal float32 of `shape` = (b, ...)."""
+        noise = np.empty(tuple(shape), dtype=np.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            generator.standard_normal(out=row, dtype=np.float32)
+        return torch.from_numpy(noise)
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest())

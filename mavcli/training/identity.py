@@ -1,0 +1,80 @@
+"""What must stay as it was for a training to go on, and how a change of it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mavcli.errors import RecipeError, UsageError
+from mavcli.recipe.schema import Recipe
+from mavcli.training.checkpoint import Checkpoint
+from mavcli.training.stage import Stage
+from mavcli.weights.provenance import Parent
+
+# What may change between two runs of one training: how long, how often and on what, not what is learnt.
+FREE_KEYS = frozenset(
+    {
+        "steps",
+        "decay",
+        "save_every",
+        "sample_every",
+        "log_every",
+        "micro_batch",
+        "sharding",
+        "recompute",
+        "compile",
+        "retries",
+    }
+)
+
+
+def identity(stage: Stage, recipe: Recipe, parents: Sequence[Parent]) -> dict[str, Any]:
+    """It, as JSON has it. Not the data's paths: folders are moved."""
+    clip = [parent.content_sha256 for parent in parents if parent.role == "clip"]
+    return {
+        "training": recipe.stage(stage.name).model_dump(mode="json", exclude=set(FREE_KEYS)),
+        "seed": recipe.train.seed,
+        "network": stage.network(recipe).model_dump(mode="json"),
+        "schedule": stage.schedule(recipe).spec.model_dump(mode="json") if stage.schedule else None,
+        "clip": clip[0] if clip else None,
+    }
+
+
+def refuse_changes(
+    checkpoint: Checkpoint, now: dict[str, Any], folder: Path, *, allow: Sequence[str] = ()
+) -> list[str]:
+    """Raises RecipeError with a diff when a key changed that `allow` does not name; returns the allowed changes.
+
+    `allow` names keys as the diff does (`training.lr`), by their end (`lr`) or by a part (`training.fps`).
+    """
+    changed = dict(changes(checkpoint.manifest, now))
+    named = {key: [name for name in allow if _names(name, key)] for key in changed}
+    refused = {key: change for key, change in changed.items() if not named[key]}
+    if refused:
+        raise RecipeError(
+            f"{folder} was trained with another recipe: "
+            + "; ".join(f"{key}: {change}" for key, change in refused.items()),
+            hint="set the old values again, choose another folder with `--set train.out=...`, or go on with the change: "
+            + " ".join(f"--allow {key}" for key in refused),
+        )
+    idle = [name for name in allow if not any(name in names for names in named.values())]
+    if idle:
+        raise UsageError(
+            f"`--allow {idle[0]}` names nothing that changed",
+            hint=f"the changes are {', '.join(changed)}" if changed else "leave it out",
+        )
+    return [f"{key}: {change}" for key, change in changed.items()]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, `old -> new`) of every value in both that differs; what an older version did not know is no change."""
+    for key in (k for k in new if k in old):
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            yield from changes(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            yield f"{prefix}{key}", f"{old[key]} -> {new[key]}"
+
+
+def _names(name: str, key: str) -> bool:
+    return f".{key}.".endswith(f".{name}.") or f"{key}.".startswith(f"{name}.")

@@ -1,0 +1,116 @@
+"""What a stage starts from: scratch, its parent stage, weights of its own, and the frozen towers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mavcli.engine.assemble import build_network, load_clip
+from mavcli.engine.backend import Backend
+from mavcli.errors import RecipeError, WeightsError
+from mavcli.recipe.schema import Recipe
+from mavcli.training.distributed import Group
+from mavcli.training.stage import Stage, Task
+from mavcli.weights.locate import inherit, parent_path, stage_path, trained_path
+from mavcli.weights.provenance import Parent, load_weights, read_header, weight_files
+
+
+def build_task(
+    stage: Stage,
+    recipe: Recipe,
+    *,
+    backend: Backend,
+    group: Group | None = None,
+    recorded: Sequence[Parent] | None = None,
+) -> tuple[Task, list[Parent]]:
+    """The network with the weights it starts from, the frozen towers, and what they are.
+
+    A training that goes on has `recorded` what it started from, which is not looked for again.
+    Raises WeightsError when weights are missing or of another network.
+    """
+    config = recipe.stage(stage.name)
+    seed = zlib.crc32(f"{recipe.train.seed}/{stage.name}/init".encode())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # layers draw their first weights from the global generator
+        network = build_network(stage.network(recipe))
+    parents = [p for p in recorded or () if not (stage.needs_clip and p.role == "clip")]
+    path = start_path(stage, recipe) if recorded is None else None
+    if path is not None:
+        header = read_header(path)
+        if header.role not in (stage.name, *stage.parents):
+            wanted = "` or `".join((stage.name, *stage.parents))
+            raise WeightsError(
+                f"{path} holds `{header.role}` weights, stage `{stage.name}` starts from `{wanted}`",
+                hint=f"--set train.stages.{stage.name}.start=FILE",
+            )
+        inherit(network, load_weights(path), source=path)
+        parents.append(header.as_parent())
+    clip = None
+    if stage.needs_clip:
+        towers = parent_path(recipe, "clip")
+        if towers is None:
+            raise WeightsError(
+                f"stage `{stage.name}` needs CLIP's towers, which are not trained yet: no {trained_path(recipe, 'clip')}",
+                hint="mav train-stage clip RECIPE",
+            )
+        clip = load_clip(recipe, towers).to(backend.device)
+        parents.append(read_header(towers).as_parent())
+    group = group or Group(device=backend.device)
+    # FSDP cuts contiguous parameters only
+    sharded = group.world > 1 and config.sharding == "fsdp"
+    layout = torch.contiguous_format if sharded else torch.channels_last
+    network = network.to(backend.device, memory_format=layout).train()  # type: ignore[call-overload]
+    schedule = stage.schedule(recipe) if stage.schedule else None
+    return Task(stage.name, recipe, config, network, backend.device, schedule, clip, group), parents
+
+
+def start_path(stage: Stage, recipe: Recipe) -> Path | None:
+    """The weights that `train.stages.STAGE.start` means; None for scratch. Raises WeightsError where there are none."""
+    start = recipe.stage(stage.name).start
+    if start == "scratch":
+        return None
+    if start == "auto":
+        for parent in stage.parents:
+            path = parent_path(recipe, parent)
+            if path is not None:
+                return path
+        if stage.parent_needed:
+            raise WeightsError(
+                f"stage `{stage.name}` starts from `{stage.parents[0]}`, which is not trained yet: "
+                f"no {trained_path(recipe, stage.parents[0])}",
+                hint=f"mav train-stage {stage.parents[0]} RECIPE",
+            )
+        return None
+    path = stage_path(recipe, stage.name) if start == "own" else Path(start)
+    if not weight_files(path):
+        raise WeightsError(
+            f"`train.stages.{stage.name}.start` is `{start}`, and {path} does not exist",
+            hint="`mav weights ls` lists the weights there are; `start=auto` takes the parent stage's",
+        )
+    return path
+
+
+def check_processes(stage: Stage, recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where a stage cannot be trained by so many processes."""
+    config = recipe.stage(stage.name)
+    key = f"train.stages.{stage.name}"
+    if config.batch_size % processes:
+        nearest = max(1, round(config.batch_size / processes)) * processes
+        raise RecipeError(
+            f"`{key}.batch_size` is {config.batch_size}, which {processes} processes cannot share equally",
+            hint=f"--set {key}.batch_size={nearest}",
+        )
+    if stage.name != "clip":
+        return
+    if config.sharding == "fsdp" and processes > 1:
+        raise RecipeError(
+            "stage `clip` trains with whole towers in every process", hint=f"--set {key}.sharding=ddp"
+        )
+    if config.micro_batch is not None and config.micro_batch * processes < config.batch_size:
+        raise RecipeError(
+            f"`{key}.micro_batch` is {config.micro_batch}: the contrastive loss needs all pairs of a step at once",
+            hint=f"--set {key}.micro_batch=null",
+        )
