@@ -159,7 +159,6 @@ def training_loss(
     snr_max: float = 5.0,
     vlb_weight: float = 0.001,
     channel_dim: int = 2,
-    counts: Tensor | None = None,
 ) -> Tensor:
     """The loss of each sample, (b,): mean squared error in the network's own prediction space.
 
@@ -167,17 +166,16 @@ def training_loss(
     converted exactly: the error of epsilon is SNR times that of x0, the error of v is SNR + 1 times. Where
     the variance is learned, vlb_weight * T * `variational_bound` is added with the mean frozen: L_hybrid =
     L_simple + 0.001 L_vlb (Improved DDPM, eq. 16), which is guided-diffusion's RESCALED_MSE. `vlb_weight` 0
-    leaves it out. Means are over the values where the bool `counts`, broadcast to x_t, is true (None: all),
-    and 0 where it never is. All is computed in the dtype of x_t. `output` as in `split_output`.
+    leaves it out. All is computed in the dtype of x_t. `output` as in `split_output`.
     """
     value, fraction = split_output(schedule, output, like=x_t, channel_dim=channel_dim)
     targets = {"epsilon": noise, "x0": x0, "v": to_v(schedule, x0, epsilon=noise, t=t)}
-    loss = _mean((value - targets[schedule.spec.prediction]).square(), counts)
+    loss = _mean((value - targets[schedule.spec.prediction]).square())
     if weighting == "min_snr":
         loss = loss * min_snr_weight(schedule, t, snr_min=snr_min, snr_max=snr_max).to(loss)
     if fraction is not None and vlb_weight:
         frozen = to_x0(schedule, value.detach(), x_t=x_t, t=t, prediction=schedule.spec.prediction)
-        bound = variational_bound(schedule, frozen, x0=x0, x_t=x_t, t=t, fraction=fraction, counts=counts)
+        bound = variational_bound(schedule, frozen, x0=x0, x_t=x_t, t=t, fraction=fraction)
         loss = loss + vlb_weight * schedule.spec.timesteps * bound
     return loss
 
@@ -200,12 +198,11 @@ def variational_bound(
     x_t: Tensor,
     t: Tensor,
     fraction: Tensor | None,
-    counts: Tensor | None = None,
 ) -> Tensor:
     """One term of the variational bound in bits per dimension, (b,), >= 0 (Improved DDPM, eq. 4 to 6).
 
     KL of the true posterior from the network's reverse step; at the first step, the negative log likelihood
-    of x0 as 8-bit values in [-1, 1]. `fraction` as in `log_variance`, `counts` as in `training_loss`.
+    of x0 as 8-bit values in [-1, 1]. `fraction` as in `log_variance`.
     """
     true_mean, _, true_log_variance = posterior_mean_variance(schedule, x0, x_t=x_t, t=t)
     mean, _, _ = posterior_mean_variance(schedule, predicted_x0, x_t=x_t, t=t)
@@ -214,16 +211,12 @@ def variational_bound(
     kl = 0.5 * (difference.exp() - 1 - difference + (true_mean - mean).square() * (-log_var).exp())
     nll = -_discretized_log_likelihood(x0, mean=mean, log_scale=0.5 * log_var)
     first = (schedule.position(t) == 0).to(x_t.device).reshape(-1, *([1] * (x_t.ndim - 1)))
-    return _mean(torch.where(first, nll, kl), counts) / math.log(2)
+    return _mean(torch.where(first, nll, kl)) / math.log(2)
 
 
-def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
-    """The mean of each sample over what counts: (b, ...) -> (b,)."""
-    if counts is None:
-        return values.flatten(1).mean(1)
-    counts = counts.expand_as(values).flatten(1)
-    total = torch.where(counts, values.flatten(1), 0).sum(1)
-    return total / counts.sum(1).clamp(min=1)
+def _mean(values: Tensor) -> Tensor:
+    """The mean of each sample: (b, ...) -> (b,)."""
+    return values.flatten(1).mean(1)
 
 
 def _discretized_log_likelihood(x: Tensor, *, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -57,7 +57,11 @@ def decoder_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
 
 
 def interp_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
-    """↑F: the masked frames given the known ones (section 3.3); known frames do not count."""
+    """↑F: all frames given the known ones (section 3.3).
+
+    Known frames count too, though sampling puts the source's own in their place: they are what teaches the network first to
+    pass detail on from what it is given.
+    """
     assert batch.known is not None
     x0 = pictures(task, batch)
     return _decode(task, x0, batch, draws, known=batch.known.to(task.device))
@@ -78,8 +82,7 @@ def _decode(task: Task, x0: Tensor, batch: Batch, draws: Draws, *, known: Tensor
     )
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = task.network(x_t, t.to(task.device), condition)
-    counts = None if known is None else ~known[:, :, None, None, None]
-    return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t, counts=counts)
+    return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t)
 
 
 def super_resolution_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
@@ -154,7 +157,6 @@ def _loss(
     x_t: Tensor,
     noise: Tensor,
     t: Tensor,
-    counts: Tensor | None = None,
 ) -> Tensor:
     """The diffusion loss of each sample (b,), weighted as the stage's recipe says."""
     config = task.config
@@ -170,7 +172,6 @@ def _loss(
         snr_max=config.snr_max,
         vlb_weight=config.vlb_weight,
         channel_dim=1 if isinstance(task.network, Prior) else 2,
-        counts=counts,
     )
 
 

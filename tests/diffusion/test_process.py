@@ -244,26 +244,6 @@ def test_the_hybrid_loss_adds_a_thousandth_of_the_whole_bound_and_freezes_the_me
     assert torch.isfinite(of_loss).all()
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
-def test_what_does_not_count_changes_neither_the_loss_nor_its_gradient(variance):
-    schedule = Schedule.from_spec(ScheduleSpec(variance=variance))
-    x0, noise, x_t = _noisy(schedule)
-    channels = 4 if variance == "learned_range" else 2
-    output = torch.randn(4, 3, channels, 2, 2, generator=torch.Generator().manual_seed(5), dtype=x0.dtype)
-    output.requires_grad_(True)
-    given = {"x0": x0, "x_t": x_t, "noise": noise, "t": T}
-    # sample 0 counts frames 0 and 2, sample 1 none, the others all
-    counts = torch.ones(4, 3, 1, 1, 1, dtype=torch.bool)
-    counts[0, 1], counts[1] = False, False
-    loss = training_loss(schedule, output, **given, counts=counts)
-    torch.testing.assert_close(loss[2:], training_loss(schedule, output, **given)[2:])
-    assert loss[1] == 0
-    cut = {key: value if key == "t" else value[:, ::2] for key, value in given.items()}
-    torch.testing.assert_close(loss[0], training_loss(schedule, output[:, ::2], **cut)[0])
-    (gradient,) = torch.autograd.grad(loss.sum(), output)
-    assert torch.equal(gradient != 0, counts.expand_as(output))
-
-
 def test_a_half_precision_output_is_read_and_judged_in_the_batchs_precision():
     schedule = Schedule.from_spec(ScheduleSpec())
     x0, noise, x_t = _noisy(schedule, dtype=torch.float32)
