@@ -141,7 +141,7 @@ class UNet(nn.Module):
         # How much of the nearest known frame each pixel keeps; zero at first, so that widening changes nothing.
         self.mask_gate: nn.Conv2d | None = None
         if spec.mask_fill == "nearest" and spec.mask_channels:
-            self.mask_gate = nn.Conv2d(first, spec.patch**2, 3, padding=1)
+            self.mask_gate = nn.Conv2d(first + 1, spec.patch**2, 3, padding=1)
             nn.init.zeros_(self.mask_gate.weight)
             nn.init.zeros_(self.mask_gate.bias)  # type: ignore[arg-type]
 
@@ -169,14 +169,18 @@ class UNet(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), context)
 
         h = self.out[0](h, activation=self.spec.activation)
-        gate = None if self.mask_gate is None or masked is None else self._pixels(self.mask_gate(h), frames)
-        h = self._pixels(self.out[2](h, frames), frames).to(x.dtype)
-        if gate is not None and masked is not None:
-            kept = gate.to(x.dtype).tanh() * (masked[:, :, 3:] > 0)
-            h = h + kept * (masked[:, :, :3].to(x.dtype) - h)
+        features, h = h, self._pixels(self.out[2](h, frames), frames).to(x.dtype)
+        if self.mask_gate is not None and masked is not None:
+            h = self._keep_known(self.mask_gate, features, h, masked.to(x.dtype))
         if self.spec.low_res_residual and condition.low_res is not None:
             h = h + condition.low_res.to(h.dtype)
         return h
+
+    def _keep_known(self, gate: nn.Conv2d, features: Tensor, h: Tensor, masked: Tensor) -> Tensor:
+        """h (b, f, c, h, w), of which the gate lets the nearest known frame's pixels stay; nothing known changes nothing."""
+        near = masked[:, :, 3:, :1, :1].flatten(0, 1).expand(-1, -1, *features.shape[2:])
+        opened = self._pixels(gate(torch.cat([features, near.to(features.dtype)], dim=1)), h.shape[1])
+        return h + opened.to(h.dtype).tanh() * (masked[:, :, 3:] > 0) * (masked[:, :, :3] - h)
 
     def _pixels(self, h: Tensor, frames: int) -> Tensor:
         """((b f), c p^2, h, w) -> (b, f, c, h p, w p): the stem's unshuffling undone."""
