@@ -191,7 +191,7 @@ def test_every_step_is_that_of_the_reference_implementation(name, shared_data):
     if is_ddim:
         tolerance = 1e-5  # the reference takes 1 - abar in float32, which loses 4e-6 near the end
     if case["family"].startswith("diffusers"):
-        tolerance = 1e-3  # UnCLIPScheduler's float32 tables are off by 7e-4
+        tolerance = 7e-4  # how far UnCLIPScheduler's float32 tables are off
     steps = [*seen[1:], result]
     assert len(steps) == len(wanted)
     for ours, theirs in zip(steps, wanted, strict=True):
