@@ -8,8 +8,6 @@ b batch, c channels, h w pixels; pictures are float32 in [-1, 1].
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.data import world
-from mavcli.errors import WeightsError
+from mavcli.evaluation.judges import load_judge, save_judge
 from mavcli.media.frames import resize, to_float
 from mavcli.recipe.share import share_dir
 from mavcli.report import Report
 from mavcli.specs import ClassifierSpec
-from mavcli.weights.provenance import WeightsHeader, load_weights, save_weights
 
 Part = Literal["actor", "action", "place"]
 PARTS: tuple[Part, ...] = ("actor", "action", "place")
@@ -220,29 +217,19 @@ def damaged(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def save_classifier(classifier: Classifier, path: Path, *, samples_seen: int = 0, steps: int = 0) -> None:
-    """Write the judge as bfloat16; normalisation statistics stay float32."""
-    tensors = {
-        name: value.bfloat16() if value.is_floating_point() and value.ndim > 1 else value
-        for name, value in classifier.state_dict().items()
-    }
-    recipe = json.dumps(classifier.spec.model_dump(mode="json"), sort_keys=True)
-    header = WeightsHeader(
+    """Write the judge of pictures."""
+    save_judge(
+        classifier,
+        path,
         role="classifier",
         spec=classifier.spec,
-        recipe_sha256=hashlib.sha256(recipe.encode()).hexdigest(),
-        step=steps,
-        samples_seen=samples_seen,
         source=RETRAIN,
+        steps=steps,
+        samples_seen=samples_seen,
     )
-    save_weights(path, tensors, header)
 
 
 def load_classifier(path: Path | None = None) -> Classifier:
     """The judge of `path`, or the one that ships. Raises WeightsError when it is missing or knows another world."""
-    path = path or default_path()
-    tensors = load_weights(path, expect_role="classifier", expect_spec=default_spec(), hint=RETRAIN)
-    network = Classifier(default_spec())
-    if set(tensors) != set(network.state_dict()):
-        raise WeightsError(f"{path} does not fit its own description", hint=RETRAIN)
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    return network.eval().requires_grad_(False)
+    spec = default_spec()
+    return load_judge(Classifier(spec), path or default_path(), role="classifier", spec=spec, hint=RETRAIN)

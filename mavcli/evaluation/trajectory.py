@@ -10,8 +10,6 @@ b clips, f frames, c channels, h w pixels; clips are float32 in [-1, 1]. Lengths
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.data import world
-from mavcli.errors import WeightsError
+from mavcli.evaluation.judges import load_judge, save_judge
 from mavcli.media.frames import resize, to_float
 from mavcli.recipe.share import share_dir
 from mavcli.report import Report
 from mavcli.specs import MotionJudgeSpec
-from mavcli.weights.provenance import WeightsHeader, load_weights, save_weights
 
 NO_MOTION = "none"
 LABELS: tuple[str, ...] = (*world.ACTIONS, NO_MOTION)
@@ -402,29 +399,13 @@ def accuracy(judge: MotionJudge, moving: Moving) -> float:
 
 
 def save_motion_judge(judge: MotionJudge, path: Path, *, samples_seen: int = 0, steps: int = 0) -> None:
-    """Write the judge; matrices as bfloat16, statistics as float32."""
-    tensors = {
-        name: value.bfloat16() if value.is_floating_point() and value.ndim > 1 else value
-        for name, value in judge.state_dict().items()
-    }
-    recipe = json.dumps(judge.spec.model_dump(mode="json"), sort_keys=True)
-    header = WeightsHeader(
-        role="motion",
-        spec=judge.spec,
-        recipe_sha256=hashlib.sha256(recipe.encode()).hexdigest(),
-        step=steps,
-        samples_seen=samples_seen,
-        source=RETRAIN,
+    """Write the judge of motion."""
+    save_judge(
+        judge, path, role="motion", spec=judge.spec, source=RETRAIN, steps=steps, samples_seen=samples_seen
     )
-    save_weights(path, tensors, header)
 
 
 def load_motion_judge(path: Path | None = None) -> MotionJudge:
     """The judge of `path`, or the one that ships. Raises WeightsError when it is missing or knows other actions."""
-    path = path or default_path()
-    tensors = load_weights(path, expect_role="motion", expect_spec=default_spec(), hint=RETRAIN)
-    network = MotionJudge(default_spec())
-    if set(tensors) != set(network.state_dict()):
-        raise WeightsError(f"{path} does not fit its own description", hint=RETRAIN)
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    return network.eval().requires_grad_(False)
+    spec = default_spec()
+    return load_judge(MotionJudge(spec), path or default_path(), role="motion", spec=spec, hint=RETRAIN)
