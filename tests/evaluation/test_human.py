@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -449,7 +450,9 @@ class Served:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mavcli", "eval", "human", *self.arguments, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        # A test run in the background inherits that Ctrl-C is ignored.
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
         assert self.process.stdout is not None
         self.url: str = json.loads(self.process.stdout.readline())["url"]
         self.port = int(self.url.rstrip("/").rpartition(":")[2])
