@@ -41,3 +41,25 @@ class Silent:
 
     def warning(self, text: str) -> None:
         return None
+
+
+class WithoutMessages:
+    """Another report without its messages: what is worth a line for one video is not for each of a thousand."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def plan(self, total: float) -> None:
+        self._report.plan(total)
+
+    def stage(self, name: str, total: float) -> None:
+        self._report.stage(name, total)
+
+    def advance(self, amount: float = 1) -> None:
+        self._report.advance(amount)
+
+    def message(self, text: str) -> None:
+        return None
+
+    def warning(self, text: str) -> None:
+        self._report.warning(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,13 +23,13 @@ from mavcli.cli.options import (
     SeedOption,
     SetOption,
 )
+from mavcli.report import WithoutMessages
 
 if TYPE_CHECKING:
     import numpy as np
 
     from mavcli.evaluation.pocket import FpsControl, Group, Reading
     from mavcli.evaluation.pocket_stages import StageDistance
-    from mavcli.report import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure what a family makes.")
 
@@ -150,6 +151,7 @@ def pocket(
                     train(path, console)
             return
         from mavcli.engine.cascade import Cascade
+        from mavcli.engine.output import write_text
         from mavcli.engine.work import Work
         from mavcli.errors import UsageError
         from mavcli.evaluation import pocket as measures
@@ -193,7 +195,7 @@ def pocket(
         _refuse_full_folder(folder, force)
         place = open_backend(resolved)
         cascade = Cascade(
-            loaded.recipe, family, place, report=_Unspoken(console), work=Work(cache_dir() / "work")
+            loaded.recipe, family, place, report=WithoutMessages(console), work=Work(cache_dir() / "work")
         )
         batch = 1 if place.device.type == "cpu" else 16
         some_fps = measures.draw_prompts(fps_prompts, group="seen", seed=seed)
@@ -243,7 +245,8 @@ def pocket(
             for name, some_readings in readings.items()
             for page in measures.write_pages(folder, some_readings, looks[name], name=name, force=force)
         ]
-        _write_json(folder / "report.json", told)
+        written = json_module.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_text(folder / "report.json", written, force=True)
         console.result(what)
         for line in [*_tables(told), *_fps_lines(control), *_stage_lines(distances)]:
             console.result(line)
@@ -409,36 +412,3 @@ def _refuse_full_folder(folder: Path, force: bool) -> None:
     if force:
         for old in folder.glob("*-[0-9][0-9].png"):
             old.unlink()
-
-
-def _write_json(path: Path, told: dict[str, Any]) -> None:
-    import json
-    import os
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(
-        json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, path)
-
-
-class _Unspoken:
-    """A report without messages: that a prompt's frames were made earlier is not worth a line for each of 60."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def plan(self, total: float) -> None:
-        self._report.plan(total)
-
-    def stage(self, name: str, total: float) -> None:
-        self._report.stage(name, total)
-
-    def advance(self, amount: float = 1) -> None:
-        self._report.advance(amount)
-
-    def message(self, text: str) -> None:
-        return None
-
-    def warning(self, text: str) -> None:
-        self._report.warning(text)

@@ -19,6 +19,7 @@ from mavcli.cli.options import (
     SetOption,
 )
 from mavcli.errors import MavError, UsageError
+from mavcli.report import WithoutMessages
 
 if TYPE_CHECKING:
     from mavcli.evaluation.benchmark import Plan, Scored
@@ -313,7 +314,7 @@ def _generate(
     if place.device.type == "cuda":
         place = replace(place, device=shard.device)
     cascade = Cascade(
-        loaded.recipe, family, place, report=_Progress(console), work=Work(cache_dir() / "work")
+        loaded.recipe, family, place, report=WithoutMessages(console), work=Work(cache_dir() / "work")
     )
     made = generate_samples(
         cascade,
@@ -439,25 +440,3 @@ def _pocket(
         Console(quiet=quiet).warning(f"{wanted} samples, the protocol asks for {preset.samples}")
     held_out = round(wanted / 4)  # 20 of 80
     pocket(prompts=wanted - held_out, held_out=held_out, quiet=quiet, **rest)
-
-
-class _Progress:
-    """The bar without a line for each of thousands of samples."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def plan(self, total: float) -> None:
-        self._console.plan(total)
-
-    def stage(self, name: str, total: float) -> None:
-        self._console.stage(name, total)
-
-    def advance(self, amount: float = 1) -> None:
-        self._console.advance(amount)
-
-    def message(self, text: str) -> None:
-        return None
-
-    def warning(self, text: str) -> None:
-        self._console.warning(text)

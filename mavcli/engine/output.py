@@ -186,7 +186,7 @@ def write_result(
     )
     if target.sheet is not None:
         _write_sheet(target.sheet, frames, fps=float(rate), force=force)
-    _write_text(
+    write_text(
         target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
     )
     return Written(target, written.frames, width, height, float(rate), digest)
@@ -202,7 +202,7 @@ def write_still(target: Target, picture: Frames, *, run: Mapping[str, Any], forc
     }  # fmt: skip
     text = json.dumps(told, ensure_ascii=True, default=str)
     write_png(target.video, picture, overwrite=force, metadata={"mav_run": text})
-    _write_text(
+    write_text(
         target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
     )
     return Written(target, 1, width, height, 0.0, digest)
@@ -226,7 +226,8 @@ def _each(frames: Frames | Sequence[Frames]) -> Any:
     return (frames[i] for i in range(len(frames)))
 
 
-def _write_text(path: Path, text: str, *, force: bool) -> None:
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Write a whole file or none; an older one stays unless `force`. Raises DiskError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:

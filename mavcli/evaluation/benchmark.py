@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mavcli.engine.cascade import Cascade
-from mavcli.engine.output import Target, claim, finished_run, run_key, write_result
+from mavcli.engine.output import Target, claim, finished_run, run_key, write_result, write_text
 from mavcli.engine.randomness import Draw
 from mavcli.errors import UsageError
 from mavcli.evaluation.clips import Folder, FrameChoice
@@ -498,9 +498,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, texts.values(), strict=True):
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, text, force=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     return paths

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from mavcli.engine.output import write_text
 from mavcli.errors import DiskError
 from mavcli.evaluation.described import Described
 from mavcli.evaluation.human_server import asset
@@ -44,9 +45,7 @@ def write_gallery(page: Path, videos: Sequence[Described], *, title: str, force:
             raise DiskError(
                 f"`{page}` exists and is no gallery", hint="--force overwrites it, -o chooses another name"
             )
-        temporary = page.with_name(f".{page.name}.tmp")
-        temporary.write_text(gallery_page(videos, page=page, title=title), encoding="utf-8")
-        temporary.replace(page)
+        write_text(page, gallery_page(videos, page=page, title=title), force=True)
     except OSError as error:
         raise disk_error(page, error) from error
 
