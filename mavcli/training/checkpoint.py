@@ -40,6 +40,7 @@ KEEP = 2
 SCHEMA = 2
 _NAME = re.compile(r"step-(\d{7,})")
 _STAGING = re.compile(r"\.tmp-\d+-(\d+)-[0-9a-f]+")
+_TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]+)?\.tmp(?:\.\w+)?")  # of weights, metrics and pictures
 _STATE, _SHARDS = "state.safetensors", "shards"
 
 
@@ -182,16 +183,17 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def remove_stale(folder: Path, *, exports: Path | None = None) -> None:
-    """Delete what killed processes left half-written, and among the weights of `exports` too."""
+    """Delete what killed processes left half-written in a run's folder, and among the weights of `exports` too."""
     for path in folder.glob(".tmp-*"):
         match = _STAGING.fullmatch(path.name)
         if match and not _alive(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
-    if exports is not None:
-        for path in exports.parent.glob(f".{exports.stem}*.tmp"):
-            pid = path.name.split(".")[-2]
-            if pid.isdigit() and not _alive(int(pid)):
-                path.unlink(missing_ok=True)
+    files = [*folder.glob(".*.tmp*"), *folder.glob("samples/.*.tmp*")]
+    files += exports.parent.glob(f".{exports.stem}*.tmp") if exports is not None else []
+    for path in files:
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _alive(int(match[1])):
+            path.unlink(missing_ok=True)
 
 
 def _together(group: Group, folder: Path, action: Callable[[], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mavcli.errors import DiskError, RecipeError
+from mavcli.media.image import temporary_name
 
 _FPS_EDGES = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0, 24.0, 30.0, float("inf"))
 
@@ -30,7 +30,7 @@ class Metrics:
             if self.path.exists():
                 lines = self.path.read_text(encoding="utf-8").splitlines()
                 kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= start)
-                aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+                aside = temporary_name(self.path)
                 aside.write_text(kept, encoding="utf-8")
                 aside.replace(self.path)
         self._board = _open_board(folder / "tensorboard", start) if tensorboard else None

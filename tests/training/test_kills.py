@@ -101,7 +101,7 @@ def assert_same_end(whole: Path, parts: Path) -> None:
     assert losses(whole) == losses(parts)
     headers = [load_weights(out / "weights" / "sr_h.safetensors") for out in (whole, parts)]
     assert all(torch.equal(headers[0][name], headers[1][name]) for name in headers[0])
-    names = [p.name for folder in (parts / "sr_h", parts / "weights") for p in folder.iterdir()]
+    names = [p.name for folder in ("sr_h", "sr_h/samples", "weights") for p in (parts / folder).iterdir()]
     assert [n for n in names if n.startswith(".") and n not in (".lock", ".sr_h.lock")] == []
 
 
