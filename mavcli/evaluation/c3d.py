@@ -1,6 +1,8 @@
 """C3D fine-tuned on UCF-101: the classifier of video Inception Scores (Tran et al. 2015; Saito et al., TGANv2).
 
-Weights are TGANv2's: `conv3d_deepnetA_ucf.npz` and the mean clip `mean2.npz` that is taken off its input.
+Weights are TGANv2's: `conv3d_deepnetA_ucf.npz` and the mean clip `mean2.npz` that is taken off its input. The layout is that of
+pfnet-research/tgan2 @d83018c, and its code gives the same logits on the same stand-in weights; the published files were not
+at hand.
 
 b clips, f frames, h w pixels; clips are float32 (b, 3, 16, h, w) RGB in [-1, 1].
 """
@@ -81,18 +83,24 @@ def load_c3d(path: Path, mean: Path) -> C3D:
                 found[f"{name}.{ours}"] = _array(
                     arrays, f"{name}/{theirs}", own[f"{name}.{ours}"].shape, path
                 )
-    with _arrays(mean) as arrays:
-        clip = arrays[arrays.files[0]] if arrays.files else np.zeros(0)
-    clip = clip.reshape(clip.shape[-4:]) if clip.ndim == 5 and clip.shape[0] == 1 else clip
+    found["mean"] = mean_clip(mean)
+    network.load_state_dict(found)
+    return network.eval().requires_grad_(False)
+
+
+def mean_clip(path: Path) -> Tensor:
+    """The BGR mean clip (3, 16, 112, 112) of `mean2.npz`, its centre. Raises WeightsError."""
+    with _arrays(path) as arrays:
+        if "mean" not in arrays.files:
+            raise WeightsError(f"{path} lacks `mean`: it is no mean clip of TGANv2", hint="mean2.npz")
+        clip = arrays["mean"]
     least = _CROP.stop
     if clip.ndim != 4 or clip.shape[:2] != (3, FRAMES) or min(clip.shape[2:]) < least:
         raise WeightsError(
-            f"{mean} holds {tuple(clip.shape)}, a mean clip (3, {FRAMES}, {least} or more, {least} or more) is wanted",
+            f"{path} holds {tuple(clip.shape)}, a mean clip (3, {FRAMES}, {least} or more, {least} or more) is wanted",
             hint="mean2.npz of TGANv2",
         )
-    found["mean"] = torch.from_numpy(np.ascontiguousarray(clip[:, :, _CROP, _CROP], np.float32))
-    network.load_state_dict(found)
-    return network.eval().requires_grad_(False)
+    return torch.from_numpy(np.ascontiguousarray(clip[:, :, _CROP, _CROP], np.float32))
 
 
 def _arrays(path: Path) -> np.lib.npyio.NpzFile:

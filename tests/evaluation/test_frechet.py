@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from standin_networks import reference_module
+from standin_networks import reference_module, references
 
 from mavcli.evaluation.frechet import Covariance, Moments, frechet_distance, gaussian_of
 
@@ -49,6 +49,21 @@ def test_a_distance_is_that_of_each_code_in_float64(shared_data: Path, pair: str
         assert stated or covariance == "biased"
         for value in stated:
             assert found == pytest.approx(value, rel=1e-6, abs=1e-9)
+
+
+def test_distances_between_the_reference_features_are_those_that_are_stated(shared_data: Path) -> None:
+    stated = json.loads((shared_data / "metric_references" / "nets.json").read_text())
+    frames = references(shared_data, "inception_pytorch_fid")["pool3"][:, :8].astype(np.float64)
+    found = distance(frames[:16], frames[16:])
+    wanted = stated["inception"][
+        "frechet_first16_vs_last16_first64dims_pytorch_fid"
+    ]  # 8 numbers, says its note
+    assert found == pytest.approx(wanted, rel=1e-12)
+    clips = references(shared_data, "i3d")["logits_eps1e5"][:, :3].astype(np.float64)
+    found = distance(clips[:4], clips[4:])
+    assert found == pytest.approx(stated["i3d"]["frechet_first4_vs_last4_dims0to2_stylegan_v"], rel=1e-12)
+    # VideoGPT's port computes in float32.
+    assert found == pytest.approx(stated["i3d"]["frechet_first4_vs_last4_dims0to2_videogpt"], rel=1e-4)
 
 
 def test_fewer_samples_than_features_give_the_exact_value() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from standin_networks import references
 
 from mavcli.evaluation.inception_score import InceptionSums, inception_score
 
@@ -25,6 +26,17 @@ def test_a_score_is_that_of_both_codes(shared_data: Path, name: str) -> None:
         found = inception_score(LOGITS[name](), splits=int(code.rsplit("splits", 1)[1]), shuffle_seed=seed)
         assert found.mean == pytest.approx(mean, rel=1e-9)
         assert found.std == pytest.approx(std, abs=1e-9)
+
+
+def test_the_score_of_the_reference_logits_is_torch_fidelity_s(shared_data: Path) -> None:
+    stated = json.loads((shared_data / "metric_references" / "nets.json").read_text())["inception"]
+    # The stated values are those of a twentieth of the stored logits, in all digits that float32 logits leave.
+    logits = references(shared_data, "inception_torch_fidelity")["logits_unbiased"] * np.float32(0.05)
+    for splits in (1, 4):
+        wanted = stated[f"isc_torch_fidelity_splits{splits}_noshuffle"]
+        found = inception_score(logits, splits=splits)
+        assert found.mean == pytest.approx(wanted["inception_score_mean"], abs=1e-12)
+        assert found.std == pytest.approx(wanted["inception_score_std"], abs=1e-12)
 
 
 def test_batches_do_not_change_a_score() -> None:

@@ -15,9 +15,9 @@ from standin_networks import off_after_centring, references, standin_tensors
 from torch import nn
 
 from mavcli.errors import InputError, WeightsError
-from mavcli.evaluation.c3d import C3D, load_c3d
+from mavcli.evaluation.c3d import C3D, load_c3d, mean_clip
 from mavcli.evaluation.i3d import I3D, default_eps, load_i3d, square
-from mavcli.evaluation.networks import I3DFeatures
+from mavcli.evaluation.networks import C3DLogits, I3DFeatures
 from mavcli.evaluation.weight_files import find_weights, is_published
 from mavcli.weights.torchscript import is_torchscript, read_torchscript
 
@@ -281,6 +281,40 @@ def test_c3d_reads_tganv2_s_layout_and_takes_its_input_as_it_does(shared_data: P
     np.savez(tmp_path / "c3d.npz", **{"conv1a/W": np.zeros((64, 3, 3, 3, 3), np.float32)})
     with pytest.raises(WeightsError, match="lacks `conv1a/b`"):
         load_c3d(tmp_path / "c3d.npz", tmp_path / "mean2.npz")
+
+
+def c3d_of_standins(shared_data: Path, folder: Path) -> C3DLogits:
+    """Stand-in weights in TGANv2's two files."""
+    mean = (96 + 16 * np.random.RandomState(3).standard_normal((3, 16, 128, 171))).astype(np.float32)
+    tensors = standin_tensors(shared_data, "c3d_tgan2_chainer")
+    np.savez(folder / "c3d.npz", **{name: value.numpy() for name, value in tensors.items()})
+    np.savez(folder / "mean2.npz", other=np.zeros(3), mean=mean)
+    return C3DLogits(folder / "c3d.npz", folder / "mean2.npz")
+
+
+@pytest.mark.parametrize("clips", [1, pytest.param(None, marks=pytest.mark.slow)])
+def test_c3d_gives_the_logits_of_tgan2_s_own_code(
+    shared_data: Path, tmp_path: Path, clips: int | None
+) -> None:
+    """`c3d_tgan2.npz`: pfnet-research/tgan2 @d83018c `C3DVersion1UCF101` under Chainer 7.8.1, numpy 1.23.5, on the same weights."""
+    network = c3d_of_standins(shared_data, tmp_path)
+    inputs = references(shared_data, "inputs")
+    with np.load(Path(__file__).with_name("c3d_tgan2.npz")) as wanted:
+        for name in ("videos64", "videos_128x228"):
+            centre = wanted[name].mean(axis=0)
+            found = [network.features(network.prepare(video)).numpy()[0] for video in inputs[name][:clips]]
+            assert off_after_centring(np.stack(found), wanted[name][:clips], centre=centre) < 1e-4
+
+
+def test_a_mean_clip_of_another_shape_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mean2.npz"
+    for arrays, wanted in (
+        ({"mean": np.zeros((3, 16, 100, 171))}, r"holds \(3, 16, 100, 171\), a mean clip"),
+        ({"x": np.zeros((3, 16, 128, 171))}, "lacks `mean`"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(WeightsError, match=wanted):
+            mean_clip(path)
 
 
 def test_c3d_s_input_is_bgr_less_the_mean_clip() -> None:
