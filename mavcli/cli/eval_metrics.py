@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +12,11 @@ import typer
 
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption
-from mavcli.errors import DiskError, InputError, MavError, UsageError
+from mavcli.errors import MavError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from mavcli.evaluation.clips import Folder, FrameChoice
+    from mavcli.evaluation.published import Row
     from mavcli.evaluation.scores import Measurement, MotionScore, Score
     from mavcli.evaluation.shards import Shard
 
@@ -331,27 +333,32 @@ def published(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Recompute with I3D's weights the values that other repositories state, and say how far off they are.
+    """Recompute values that other repositories and papers state, and say how far off they are.
 
-    Each value is computed from made-up clips that its repository names; minutes on a GPU, an hour on a processor.
+    Scores of features and logits that their sources print need no network. With I3D's weights those of clips that anyone
+    can make follow: minutes on a GPU, half an hour on a processor. The rest is listed with the command that scores it.
     """
     with _session(device, None, force=False, json=json, quiet=quiet) as session:
         from mavcli.evaluation import published as stated
-        from mavcli.evaluation.weight_files import find_weights
+        from mavcli.evaluation.weight_files import find_weights, lying_weights
 
-        path = find_weights("i3d", weights)
-        found = stated.check(path, device=session.shard.device, report=session.console)
+        path = find_weights("i3d", weights) if weights else lying_weights("i3d")
+        rows = stated.of_printed_numbers()
+        if path is None:
+            rows += stated.without_weights()
+        else:
+            rows += stated.check(path, device=session.shard.device, report=session.console)
+        rows += stated.of_videos()
         session.console.close()
-        rows = [
-            (f"{row.name}", f"{row.stated:.6g}", f"{row.found:.6g}", f"{100 * row.off:.2g} %", row.verdict)
-            for row in found
-        ]
-        for line in table(rows, heads=("value", "stated", "found", "off", "")):
+        for line in _published_lines(rows):
             session.console.result(line)
-        session.console.result_object({"weights": str(path), "values": [row.as_dict() for row in found]})
-        if any(not row.met for row in found):
-            raise InputError(
-                f"{path} does not give the stated values: it is another file, or the arithmetic differs"
+        told = {"weights": path and str(path), "values": [row.as_dict() for row in rows]}
+        session.console.result_object(told)
+        off = [row.name for row in rows if row.met is False]
+        if off:
+            raise WeightsError(
+                f"{path} does not give {len(off)} of the stated values, the first is `{off[0]}`: it is another file, or "
+                "its code computes otherwise"
             )
 
 
@@ -359,11 +366,13 @@ class _Session:
     """One command: its console, its place among the ranks, where its score goes."""
 
     def __init__(self, console: Console, shard: Shard, out: Path | None, *, force: bool) -> None:
+        from mavcli.engine.output import claim_files
+
         self.console, self.shard, self._force = console, shard, force
         self._out = out.with_suffix("") if out and out.suffix in (".json", ".md") else out
-        for path in self._files():
-            if path.exists() and not force:
-                raise DiskError(f"`{path}` exists", hint="--force overwrites it, -o chooses another name")
+        if self._out is not None and not self._out.name:
+            raise UsageError(f"-o {out} names no file", hint="-o NAME writes NAME.json and NAME.md")
+        claim_files(self._files(), force=force)
 
     def measurement(
         self, choice: FrameChoice, *, batch: int, workers: int, skip_unusable: bool
@@ -387,6 +396,8 @@ class _Session:
 
     def tell(self, score: Score | MotionScore) -> None:
         """The score on stdout, and in its files; the leading rank's business."""
+        from mavcli.engine.output import write_text
+
         self.console.close()
         if not self.shard.leads:
             return
@@ -394,8 +405,7 @@ class _Session:
         if network.get("weights_as_published") is False:
             self.console.warning(f"`{network['weights']}` is not the file that is published under this name")
         for path, text in zip(self._files(), self._texts(score), strict=False):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text, force=self._force)
         for line in _lines(score.as_dict()):
             self.console.result(line)
         self.console.result_object(score.as_dict())
@@ -479,3 +489,18 @@ def _motion_lines(told: Mapping[str, Any]) -> list[str]:
             ]
         rows.append(tuple(row))
     return table(rows, heads=tuple(heads))
+
+
+def _published_lines(rows: Sequence[Row]) -> list[str]:
+    """The values that were recomputed, then those that wait for a file or for videos."""
+    done = [
+        (row.name, f"{row.stated:.6g}", f"{row.found:.6g}", f"{100 * row.off:.2g} %", row.verdict, row.source)
+        for row in rows
+        if row.found is not None and row.off is not None
+    ]
+    lines = table(done, heads=("recomputed", "stated", "found", "off", "", "source"))
+    waiting = [row for row in rows if row.found is None]
+    for command, some in itertools.groupby(waiting, key=lambda row: row.command):
+        listed = [(f"  {row.name}", f"{row.stated:.6g}", row.source) for row in some]
+        lines += ["", f"not recomputed; with the files at hand: {command}", *table(listed)]
+    return lines

@@ -96,14 +96,19 @@ def choose_target(
 
 def claim(target: Target, *, force: bool) -> None:
     """Make the folder of `target`. DiskError where that is impossible, or a file is there and `force` is not given."""
-    folder = target.video.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    if not os.access(folder, os.W_OK):
-        raise DiskError(f"`{folder}` cannot be written to", hint="choose another folder with -o")
-    for file in target.files:
+    claim_files(target.files, force=force)
+
+
+def claim_files(files: Sequence[Path], *, force: bool) -> None:
+    """Make the folder of files that will be written; raises as `claim` does, before anything is computed."""
+    for folder in dict.fromkeys(file.parent for file in files):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(folder, error) from error
+        if not os.access(folder, os.W_OK):
+            raise DiskError(f"`{folder}` cannot be written to", hint="choose another folder with -o")
+    for file in files:
         if file.is_dir():
             raise DiskError(f"`{file}` is a folder, wanted a file name")
         if file.exists() and not force:

@@ -44,19 +44,24 @@ def metric_folders() -> list[Path]:
     return [root / "metrics" for root in weight_roots()]
 
 
+def lying_weights(network: str) -> Path | None:
+    """The published file of `network` in a folder `metrics` of weights, or None where none lies there."""
+    places = (folder / name for name in PUBLISHED.get(network, ()) for folder in metric_folders())
+    return next((path for path in places if path.is_file()), None)
+
+
 def find_weights(network: str, named: Path | None, *, option: str = "--weights") -> Path:
-    """The file the user named, or the published one in a folder `metrics` of weights. Raises WeightsError with where to get it."""
+    """The file the user named, or the one that lies ready. Raises WeightsError with where to get it."""
     if named is not None:
         if not named.is_file():
             raise WeightsError(
                 f"{named} is no file, weights of `{network}` are wanted", hint=_where(network, option)
             )
         return named
-    for name in PUBLISHED.get(network, ()):
-        for folder in metric_folders():
-            if (path := folder / name).is_file():
-                return path
-    raise WeightsError(f"no weights of `{network}` are here", hint=_where(network, option))
+    path = lying_weights(network)
+    if path is None:
+        raise WeightsError(f"no weights of `{network}` are here", hint=_where(network, option))
+    return path
 
 
 def is_published(path: Path, sha256: str) -> bool | None:

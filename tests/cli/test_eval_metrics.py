@@ -71,6 +71,38 @@ def test_motion_is_told_beside_a_reference(mav, tmp_path: Path) -> None:
     assert same["beside"]["flicker"] == {"difference": 0.0, "above": 0.5, "distance": 0.0}
 
 
+def test_a_score_s_files_are_whole_and_replaced_by_force_alone(mav, tmp_path: Path) -> None:
+    write_clips(tmp_path / "made", 3, frames=5)
+    command = ("eval", "motion", "made", "--frames", 5, "-o", "new/score")
+    assert mav(*command)[0] == 0
+    json_file, table = tmp_path / "new" / "score.json", tmp_path / "new" / "score.md"
+    first = json_file.read_text()
+    table.write_text("notes of mine")
+    code, out, err = mav(*command)
+    assert (code, out) == (6, "") and "score.json` exists" in err
+    assert json_file.read_text() == first and table.read_text() == "notes of mine"
+    # The score goes on from kept features, and says the same.
+    assert mav(*command, "--force")[0] == 0
+    assert json_file.read_text() == first and table.read_text().startswith("## motion")
+    assert sorted(path.name for path in json_file.parent.iterdir()) == ["score.json", "score.md"]
+
+
+def test_a_place_where_no_score_can_be_written_is_told_before_anything_is_measured(
+    mav, tmp_path: Path
+) -> None:
+    write_clips(tmp_path / "made", 2, frames=5)
+    (tmp_path / "file").touch()
+    (tmp_path / "taken.json").mkdir()
+    for name, wanted, code in (
+        ("file/score", "file", 6),
+        ("taken", "`taken.json` is a folder", 6),
+        (".", "-o . names no file", 2),
+    ):
+        found, out, err = mav("eval", "motion", "made", "--frames", 5, "-o", name)
+        assert (found, out) == (code, "") and wanted in err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_cannot_be_measured_is_one_clear_line(mav, tmp_path: Path) -> None:
     write_clips(tmp_path / "made", 2, frames=5)
     (tmp_path / "empty").mkdir()
