@@ -67,6 +67,13 @@ def fork(work: Callable[[], None]) -> int:
     os._exit(code)
 
 
+def cpu_s(work: Callable[[], None]) -> float:
+    """Seconds of processor time that a child needs for `work`."""
+    _, status, usage = os.wait4(fork(work), 0)
+    assert status == 0, f"the child failed, status {status}"
+    return usage.ru_utime + usage.ru_stime
+
+
 def kill_after(pid: int, cpu_s: float, wait_s: float = 0.0) -> bool:
     """SIGKILL a child when it has used `cpu_s` of processor time and `wait_s` more have passed; False if it ended before.
 

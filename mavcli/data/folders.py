@@ -30,6 +30,8 @@ class FolderSource:
     short for any rate is drawn again. `describe` counts both. Raises InputError when the folder has nothing usable.
     """
 
+    repeats = True
+
     def __init__(self, root: str, kind: str, *, leave_out: Sequence[LeaveOut] = (), keep_bytes: int = 20 << 30,
                  report: Report | None = None) -> None:  # fmt: skip
         """`root` is all that `mavcli.data.places.find_media` knows; `keep_bytes` bounds what of it is kept on disk."""

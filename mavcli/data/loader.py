@@ -32,7 +32,12 @@ class DrawnClip:
 
 
 class Source(Protocol):
-    """Draws training samples of `size` x `size` pixels; equal generators give equal samples."""
+    """Draws training samples of `size` x `size` pixels; equal generators give equal samples.
+
+    `repeats` says that the same picture comes again, as one of a folder does, so that what is known of it is worth keeping.
+    """
+
+    repeats: bool
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """(s, s, 3) uint8."""
@@ -61,6 +66,8 @@ class Source(Protocol):
 
 class WorldSource:
     """The rendered pocket world; held-out pairs never occur, and some actors occur in pictures only."""
+
+    repeats = False
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         return world.render(world.draw_scene(rng), float(rng.uniform(0.0, 4.0)), size)

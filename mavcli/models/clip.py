@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,12 @@ class TextFeatures:
     embedding: Tensor
     states: Tensor
     mask: Tensor
+
+
+class TextTower(Protocol):
+    """Whatever says of texts what CLIP's text tower does."""
+
+    def encode_text(self, texts: list[str]) -> TextFeatures: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mavcli.models.clip import Clip
+from mavcli.models.clip import TextTower
 from mavcli.models.embeddings import sinusoid
 from mavcli.models.transformer import Transformer, padding_mask
 from mavcli.models.unet import mlp
@@ -75,7 +75,7 @@ class PriorCondition:
         )
 
 
-def text_condition(spec: PriorSpec, clip: Clip, texts: list[str]) -> PriorCondition:
+def text_condition(spec: PriorSpec, clip: TextTower, texts: list[str]) -> PriorCondition:
     """What a prior of `spec` is told of the texts (b)."""
     text = clip.encode_text(texts)
     null = None

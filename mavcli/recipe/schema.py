@@ -231,6 +231,9 @@ class Train(Spec):
     out: str = Field("runs", description="checkpoints, metrics and samples, relative to the working folder")
     seed: int = 0
     tensorboard: bool = Field(False, description="metrics for TensorBoard too, beside metrics.jsonl")
+    embeddings_gb: float = Field(
+        2.0, ge=0, description="what the frozen CLIP towers said of your files is kept up to this; 0 keeps nothing"
+    )
     data: Data = Data()
     defaults: StageTraining = Field(StageTraining(), description="what a stage has that says nothing else")
     stages: dict[str, StageTraining] = Field(default_factory=dict)

@@ -85,7 +85,9 @@ def train_stage(
         recorded = None
         if checkpoint is not None:
             recorded = [Parent.model_validate(parent) for parent in checkpoint.manifest["parents"]]
-        task, parents = build_task(stage, recipe, backend=backend, group=group, recorded=recorded)
+        task, parents = build_task(
+            stage, recipe, backend=backend, group=group, recorded=recorded, again=source.repeats
+        )
         if checkpoint is not None:
             now = identity(stage, recipe, parents)
             for change in refuse_changes(checkpoint, now, folder, allow=allow):
@@ -190,6 +192,7 @@ class _Run:
                     self.save(log)
                 if stop or last:
                     self._tell_redrawn()
+                    self._tell_embeddings()
                 if stop:
                     kind = signal.Signals(stop)
                     raise Interrupted(
@@ -219,6 +222,7 @@ class _Run:
         }
         save_checkpoint(self.folder, trainer.tensors(), manifest, group=self.group)
         self.export()
+        self._keep_embeddings()
         self.report.message(f"step {self.step}: loss {trainer.smooth:.4f}, held out {self.held_out:.4f}")
 
     def export(self) -> None:
@@ -277,6 +281,22 @@ class _Run:
         if rate or clip:
             self.source.count(Redrawn(rate, clip))
             self.report.message(f"data: {self.source.describe()}")
+
+    def _keep_embeddings(self) -> None:
+        """Put what the frozen towers said where the next run finds it; that this fails is told once."""
+        kept = self.trainer.task.kept
+        if kept is None:
+            return
+        before = kept.note
+        kept.flush()
+        if before is None and kept.note is not None:
+            self.report.warning(f"embeddings: {kept.note}")
+
+    def _tell_embeddings(self) -> None:
+        kept = self.trainer.task.kept
+        if kept is not None:
+            found, made = self.group.sum(torch.tensor(kept.counts)).long().tolist()
+            self.report.message(f"embeddings of the frozen towers: {found} were known, {made} were made")
 
     def _write(self, log: Metrics | None, result: Step, speed: float) -> None:
         if log is None:

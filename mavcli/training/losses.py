@@ -41,8 +41,8 @@ def prior_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """Mean squared error of the un-noised image embedding (unCLIP, section 2.2)."""
     network, schedule = _prior(task), _schedule(task)
     with torch.no_grad():
-        x0 = network.scale(_clip(task).encode_image(pictures(task, batch)[:, 0]))
-        condition = text_condition(network.spec, _clip(task), list(batch.captions))
+        x0 = network.scale(first_frames(task, batch))
+        condition = text_condition(network.spec, task.kept or _clip(task), list(batch.captions))
     t, noise = _draw(schedule, x0, draws)
     condition = condition.only(_keep(task.config.drop_condition, draws).to(task.device))
     x_t = add_noise(schedule, x0, t=t, noise=noise)
@@ -70,7 +70,7 @@ def interp_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
 def _decode(task: Task, x0: Tensor, batch: Batch, draws: Draws, *, known: Tensor | None) -> Tensor:
     schedule = _schedule(task)
     with torch.no_grad():
-        embedding = _clip(task).encode_image(x0[:, 0])
+        embedding = first_frames(task, batch)
         text = _clip(task).no_text(_unet(task).spec, len(x0))
     t, noise = _draw(schedule, x0, draws)
     condition = Condition(
@@ -138,6 +138,13 @@ def pictures(task: Task, batch: Batch) -> Tensor:
     """The batch's pixels as (b, f, 3, h, w) in [-1, 1] on the task's device."""
     x = to_float(rearrange(batch.pixels, "b f h w c -> (b f) h w c"))
     return rearrange(x, "(b f) c h w -> b f c h w", b=len(batch.pixels)).to(task.device)
+
+
+def first_frames(task: Task, batch: Batch) -> Tensor:
+    """CLIP's embedding (b, d) of each sample's first frame, which of a picture is all."""
+    if task.kept is not None:
+        return task.kept.of_pictures(batch.pixels[:, 0])
+    return _clip(task).encode_image(pictures(task, batch)[:, 0])
 
 
 def _draw(schedule: Schedule, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.training.distributed import Group
 from mavcli.training.draws import Draws
+from mavcli.training.embeddings import Embeddings
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss needs beside the batch; built once for a run. `group` are the processes that train together."""
+    """What a loss needs beside the batch; built once for a run.
+
+    `group` are the processes that train together; `kept` is the memory of the frozen towers `clip`, where the data come from
+    files and so come again.
+    """
 
     stage: str
     recipe: Recipe
@@ -55,6 +60,7 @@ class Task:
     device: torch.device
     schedule: Schedule | None = None
     clip: Clip | None = None
+    kept: Embeddings | None = None
     group: Group = field(default_factory=Group)
 
 

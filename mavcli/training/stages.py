@@ -26,11 +26,8 @@ def _normalise_embeddings(task: Task, batch_of: Callable[[int], Batch]) -> None:
 
     A dimension in which a small folder's pictures hardly differ gets a tenth of the usual deviation, not its own.
     """
-    assert task.clip is not None
     batches = -(-_SAMPLED_EMBEDDINGS // task.config.batch_size)
-    embeddings = torch.cat(
-        [task.clip.encode_image(losses.pictures(task, batch_of(i))[:, 0]) for i in range(batches)]
-    )
+    embeddings = torch.cat([losses.first_frames(task, batch_of(i)) for i in range(batches)])
     deviation = embeddings.std(0)
     task.network.clip_mean.copy_(embeddings.mean(0))  # type: ignore[operator]
     task.network.clip_std.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) + 1e-6))  # type: ignore[operator]

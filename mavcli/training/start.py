@@ -12,7 +12,9 @@ from mavcli.engine.assemble import build_network, load_clip
 from mavcli.engine.backend import Backend
 from mavcli.errors import RecipeError, WeightsError
 from mavcli.recipe.schema import Recipe
+from mavcli.recipe.share import cache_dir
 from mavcli.training.distributed import Group
+from mavcli.training.embeddings import Embeddings
 from mavcli.training.stage import Stage, Task
 from mavcli.weights.locate import inherit, parent_path, stage_path, trained_path
 from mavcli.weights.provenance import Parent, load_weights, read_header, weight_files
@@ -25,10 +27,12 @@ def build_task(
     backend: Backend,
     group: Group | None = None,
     recorded: Sequence[Parent] | None = None,
+    again: bool = False,
 ) -> tuple[Task, list[Parent]]:
     """The network with the weights it starts from, the frozen towers, and what they are.
 
-    A training that goes on has `recorded` what it started from, which is not looked for again.
+    A training that goes on has `recorded` what it started from, which is not looked for again. Where the data come `again`
+    and again, so do the towers' embeddings, and these are kept.
     Raises WeightsError when weights are missing or of another network.
     """
     config = recipe.stage(stage.name)
@@ -48,7 +52,7 @@ def build_task(
             )
         inherit(network, load_weights(path), source=path)
         parents.append(header.as_parent())
-    clip = None
+    clip, kept = None, None
     if stage.needs_clip:
         towers = parent_path(recipe, "clip")
         if towers is None:
@@ -57,14 +61,23 @@ def build_task(
                 hint="mav train-stage clip RECIPE",
             )
         clip = load_clip(recipe, towers).to(backend.device)
-        parents.append(read_header(towers).as_parent())
+        header = read_header(towers)
+        parents.append(header.as_parent())
+        if again:
+            kept = Embeddings(
+                clip,
+                backend,
+                sha256=header.content_sha256,
+                folder=cache_dir() / "embeddings",
+                limit=int(recipe.train.embeddings_gb * 1e9),
+            )
     group = group or Group(device=backend.device)
     # FSDP cuts contiguous parameters only
     sharded = group.world > 1 and config.sharding == "fsdp"
     layout = torch.contiguous_format if sharded else torch.channels_last
     network = network.to(backend.device, memory_format=layout).train()  # type: ignore[call-overload]
     schedule = stage.schedule(recipe) if stage.schedule else None
-    return Task(stage.name, recipe, config, network, backend.device, schedule, clip, group), parents
+    return Task(stage.name, recipe, config, network, backend.device, schedule, clip, kept, group), parents
 
 
 def start_path(stage: Stage, recipe: Recipe) -> Path | None:
