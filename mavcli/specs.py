@@ -197,6 +197,12 @@ class SamplerSpec(Spec):
     spacing: Literal["linspace", "trailing", "leading"] = Field(
         "linspace", description="how the steps are picked out of T"
     )
+    shift: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="steps are picked as if every signal-to-noise ratio were divided by its square",
+    )
     guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is off")
     clip_x0: float | None = Field(
         1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never"

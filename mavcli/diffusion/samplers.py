@@ -53,7 +53,7 @@ def sample(
         denoise,
         x_T,
         schedule=schedule,
-        timesteps=schedule.respace(spec.steps, spec.spacing),
+        timesteps=schedule.respace(spec.steps, spec.spacing, shift=spec.shift),
         noise=noise,
         progress=progress,
         project=project,

@@ -114,16 +114,43 @@ class Schedule:
         alphas_cumprod = self.alphas_cumprod[self.position(t)]
         return alphas_cumprod / (1 - alphas_cumprod)
 
+    def shifted(self, t: Tensor, shift: float) -> Tensor:
+        """The trained steps (b,) whose signal-to-noise ratio is nearest to that of t (b,) divided by shift^2.
+
+        The frames of a clip repeat each other, so noise that hides a picture leaves a video to be seen: where what moves
+        and how is decided, steps are noisier than a uniform choice has them (simple diffusion, arXiv 2301.11093, section 2.1).
+        """
+        if shift == 1:
+            return t
+        noisiness = ((1 - self.alphas_cumprod) / self.alphas_cumprod).log()  # increases with t
+        wanted = noisiness[self.position(t)] + 2 * math.log(shift)
+        above = torch.searchsorted(noisiness, wanted).clamp(1, len(noisiness) - 1)
+        below_is_nearer = wanted - noisiness[above - 1] < noisiness[above] - wanted
+        return self.timesteps[above - below_is_nearer.long()]
+
     def respace(
-        self, steps: int, spacing: Literal["linspace", "trailing", "leading"] = "linspace"
+        self,
+        steps: int,
+        spacing: Literal["linspace", "trailing", "leading"] = "linspace",
+        *,
+        shift: float = 1.0,
     ) -> list[int]:
         """The increasing list of `steps` trained timesteps that a sampler visits; one step is always the
-        noisiest.
+        noisiest. With `shift` above 1 they lie nearer to the noisiest, see `shifted`.
 
         `linspace` holds both ends (unCLIP, Karlo, guided-diffusion's "N"), `trailing` ends at T - 1,
         `leading` starts at 0 (guided-diffusion's "ddimN"), as diffusers names them. Raises UsageError for
         more steps than were trained.
         """
+        picked = self._evenly(steps, spacing)
+        if shift == 1:
+            return picked
+        moved = self.shifted(torch.tensor(picked), shift).tolist()
+        for i in reversed(range(len(moved) - 1)):  # near the noisiest step, several may fall on one
+            moved[i] = min(moved[i], moved[i + 1] - 1)
+        return [max(step, i) for i, step in enumerate(moved)]
+
+    def _evenly(self, steps: int, spacing: Literal["linspace", "trailing", "leading"]) -> list[int]:
         trained = self.spec.timesteps
         if not 1 <= steps <= trained:
             raise UsageError(

@@ -201,6 +201,12 @@ class StageTraining(Spec):
     weighting: Literal["uniform", "min_snr"] = "uniform"
     snr_min: float = Field(0.0, ge=0, description="min_snr: lower clamp of the SNR weight on x0")
     snr_max: float = Field(5.0, gt=0, description="min_snr: upper clamp (gamma)")
+    shift: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="noise is drawn as if every signal-to-noise ratio were divided by its square; for clips, whose frames repeat each other",
+    )
     vlb_weight: float = Field(0.001, ge=0, description="lambda of the hybrid loss, with a learned variance")
     train: Literal["all", "temporal"] = "all"
     spatial_lr: float = Field(1.0, gt=0, description="factor on the rate of inherited layers")

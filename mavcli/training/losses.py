@@ -43,7 +43,7 @@ def prior_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     with torch.no_grad():
         x0 = network.scale(first_frames(task, batch))
         condition = text_condition(network.spec, task.kept or _clip(task), list(batch.captions))
-    t, noise = _draw(schedule, x0, draws)
+    t, noise = _draw(task, x0, draws)
     condition = condition.only(_keep(task.config.drop_condition, draws).to(task.device))
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = network(x_t, t.to(task.device), condition)
@@ -72,7 +72,7 @@ def _decode(task: Task, x0: Tensor, batch: Batch, draws: Draws, *, known: Tensor
     with torch.no_grad():
         embedding = first_frames(task, batch)
         text = _clip(task).no_text(_unet(task).spec, len(x0))
-    t, noise = _draw(schedule, x0, draws)
+    t, noise = _draw(task, x0, draws)
     condition = Condition(
         image_embedding=embedding,
         keep_embedding=_keep(task.config.drop_condition, draws).to(task.device),
@@ -90,7 +90,7 @@ def super_resolution_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     schedule = _schedule(task)
     x0 = pictures(task, batch)
     low_res, level = degraded(task, x0, draws)
-    t, noise = _draw(schedule, x0, draws)
+    t, noise = _draw(task, x0, draws)
     condition = Condition(
         low_res=low_res,
         noise_level=level.to(task.device) if _unet(task).spec.noise_level else None,
@@ -147,8 +147,12 @@ def first_frames(task: Task, batch: Batch) -> Tensor:
     return _clip(task).encode_image(pictures(task, batch)[:, 0])
 
 
-def _draw(schedule: Schedule, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def _draw(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Diffusion steps (b,), those of clips shifted, and noise of x0's shape."""
+    schedule = _schedule(task)
     t = draws.integers(schedule.spec.timesteps)
+    if x0.ndim == 5 and x0.shape[1] > 1:
+        t = schedule.shifted(t, task.config.shift)
     return t, draws.normal(x0.shape).to(x0.device)
 
 

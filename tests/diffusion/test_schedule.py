@@ -155,3 +155,28 @@ def test_snr_is_the_ratio_of_signal_to_noise_power():
     t = torch.tensor([0, 400, 999])
     alpha, sigma = schedule.alpha_sigma(t, torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(schedule.snr(t), alpha**2 / sigma**2)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_shift_divides_the_signal_to_noise_ratio_by_its_square(name):
+    schedule = Schedule.from_spec(ScheduleSpec(name=name))
+    t = torch.arange(50, 700)
+    shifted = schedule.shifted(t, 3.0)
+    # to the nearest step: off by less than the way to the next one
+    off = (schedule.snr(shifted) / (schedule.snr(t) / 9)).log().abs()
+    step = (schedule.snr(shifted - 1) / schedule.snr(shifted + 1)).log()
+    assert (off <= step).all()
+    assert torch.equal(schedule.shifted(t, 1.0), t)
+    assert schedule.shifted(torch.tensor([999]), 3.0).item() == 999, "nothing is noisier than the noisiest"
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+@pytest.mark.parametrize("steps", [2, 12, 250, 1000])
+def test_shifted_steps_are_as_many_and_lie_nearer_to_the_noisiest(spacing, steps):
+    schedule = Schedule.from_spec(ScheduleSpec())
+    plain, shifted = schedule.respace(steps, spacing), schedule.respace(steps, spacing, shift=4.0)
+    assert len(set(shifted)) == steps and shifted == sorted(shifted)
+    assert 0 <= shifted[0] and shifted[-1] <= 999
+    if steps < 1000:
+        assert sum(shifted) > sum(plain)
+    assert schedule.respace(steps, spacing, shift=1.0) == plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -125,7 +126,7 @@ class Recorder(UNet):
         self.answer = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x, t, condition):
-        self.x, self.condition = x, condition
+        self.x, self.t, self.condition = x, t, condition
         return self.answer
 
 
@@ -179,6 +180,20 @@ def test_the_condition_is_dropped_for_its_share_of_samples(family, tiny):
     losses.decoder_loss(task, Batch(pixels), Draws(0, stage="decoder", step=0, count=400))
     dropped = (~task.network.condition.keep_embedding).float().mean()
     assert 0.05 < float(dropped) < 0.16, "0.1 is the default"
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_the_noise_of_clips_is_shifted_and_that_of_stills_is_not(frames, family, tiny):
+    task = recorded_task(family, tiny, "decoder_t", (64, frames, 3, 16, 16))
+    task = dataclasses.replace(task, config=task.config.model_copy(update={"shift": 3.0}))
+    pixels = torch.zeros(64, frames, 16, 16, 3, dtype=torch.uint8)
+    losses.decoder_loss(
+        task, Batch(pixels, fps=torch.full((64,), 8.0)), Draws(0, stage="decoder_t", step=0, count=64)
+    )
+    drawn = task.network.t
+    shift = 3.0 if frames > 1 else 1.0
+    keep = Draws(0, stage="decoder_t", step=0, count=64)
+    assert torch.equal(drawn, task.schedule.shifted(keep.integers(1000), shift))
 
 
 def test_each_super_resolution_stage_enlarges_by_its_own_factor(family, tiny):
