@@ -108,6 +108,8 @@ def train_stage(
         if checkpoint is not None:
             run.resume(checkpoint)
         report.message(f"{stage.title}: {trainer.count / 1e6:.2f} M parameters train, in {folder}")
+        if trainer.config.compile:
+            report.message("blocks are compiled in the first step, which takes minutes")
         run.go(workers=workers)
     return Trained(name, run.step, run.loss, run.held_out, trained_path(recipe, name), folder)
 

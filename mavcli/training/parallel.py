@@ -17,10 +17,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mavcli.errors import RecipeError
 from mavcli.models.transformer import Block
 from mavcli.models.unet import Stage
 from mavcli.recipe.schema import StageTraining
 from mavcli.training.distributed import Group
+
+_FORMS = 4
+"""In which a block is compiled at most: for clips, for stills, and each for the rest of a step that micro batches leave."""
 
 
 class Objective(nn.Module):
@@ -44,10 +48,12 @@ class Layout:
         self.group = group
         self.sharded = group.world > 1 and config.sharding == "fsdp"
         self.ddp: DistributedDataParallel | None = None
+        if config.compile:
+            _allow_forms(len(blocks(network)) * _FORMS)
         for block in blocks(network):
             # Around `forward` and not around the module: FSDP's own hooks stay outside.
             if config.compile:
-                block.forward = torch.compile(block.forward)
+                block.forward = _compiled(block.forward)
             if config.recompute:
                 block.forward = functools.partial(_again, block.forward)
         if group.world > 1:
@@ -93,6 +99,35 @@ def blocks(network: nn.Module) -> list[nn.Module]:
         # open_clip's by its name: importing it takes seconds
         if isinstance(module, Stage | Block) or type(module).__name__ == "ResidualAttentionBlock"
     ]
+
+
+def _compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward`, compiled where gradients are wanted. Previews and held-out losses have shapes of their own, seldom.
+
+    Shapes are compiled as they are: a training has few, and a kernel for all of them is slower than one for each.
+    """
+    compiled = torch.compile(forward, dynamic=False)
+
+    def run(*arguments: Any, **named: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        try:
+            return compiled(*arguments, **named)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            raise RecipeError(
+                f"`compile: true` cannot be had on this machine: {reason}",
+                hint="install a C++ compiler (`apt install g++`), or set `compile: false` for this stage",
+            ) from error
+
+    return run
+
+
+def _allow_forms(count: int) -> None:
+    """Let torch compile one function so often. Blocks share the code of their class, and of 8 forms on it gives up quietly."""
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, count)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, count)
 
 
 def _again(forward: Callable[..., Tensor], *arguments: Any, attn_mask: Tensor | None = None) -> Tensor:

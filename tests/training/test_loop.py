@@ -342,6 +342,45 @@ def test_memory_and_speed_are_bought_without_changing_what_is_learnt(how, family
     assert (curves[0] == curves[1]) or how != "recompute=true", "dropout is drawn again as it was"
 
 
+def test_every_block_is_compiled_and_previews_are_not(train, tmp_path, monkeypatch):
+    """Torch gives up a function's ninth form without an error, and all blocks of a kind share one function."""
+    compiled, with_gradients, compile_ = [], [], torch.compile
+
+    def eager(function, **settings):
+        def backend(graph, inputs):
+            def run(*arguments):
+                with_gradients.append(torch.is_grad_enabled())
+                return graph.forward(*arguments)
+
+            compiled.append(graph)
+            return run
+
+        return compile_(function, backend=backend, **settings)
+
+    sets = ["train.defaults.steps=2", "train.defaults.save_every=9", "cascade.sr_h.network.num_res_blocks=2"]
+    train("sr_h", tmp_path / "plain", *sets)
+    monkeypatch.setattr(torch, "compile", eager)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    train("sr_h", tmp_path / "other", *sets, "train.defaults.compile=true")
+    assert len(compiled) > 8 and all(with_gradients)
+    assert len(with_gradients) == 2 * len(compiled), "each once in each of two steps"
+    one, other = ([m for m in metrics(tmp_path / n, "sr_h") if "loss" in m] for n in ("plain", "other"))
+    assert [m["step_loss"] for m in one] == pytest.approx([m["step_loss"] for m in other], rel=1e-6)
+
+
+def test_a_machine_that_cannot_compile_is_told_so(train, tmp_path, monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("No working C++ compiler found")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: compile_(f, backend=broken, **settings))
+    torch._dynamo.reset()
+    with pytest.raises(RecipeError, match="cannot be had on this machine.*No working C\\+\\+") as error:
+        train("sr_h", tmp_path, "train.defaults.compile=true")
+    assert "compile: false" in error.value.hint
+
+
 @pytest.mark.slow
 def test_compiled_blocks_learn_what_plain_ones_do(train, tmp_path):
     sets = ["train.stages.sr_h.crop=16", "cascade.sr_h.size=32", "cascade.sr_h.network.image_size=32"]
