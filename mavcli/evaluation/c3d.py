@@ -66,10 +66,13 @@ class C3D(nn.Module):
     def _prepared(self, x: Tensor) -> Tensor:
         """RGB in [-1, 1] -> BGR around 0 in steps of a grey level, 112 pixels, less the mean clip."""
         b, c, f, h, w = x.shape
-        frames = x.flip(1).transpose(1, 2).reshape(b * f, c, h, w) * 128
-        # Chainer's resize_images aligns the corners.
-        frames = F.interpolate(frames, (SIDE, SIDE), mode="bilinear", align_corners=True)
+        frames = to_side(x.flip(1).transpose(1, 2).reshape(b * f, c, h, w)) * 128
         return frames.reshape(b, f, c, SIDE, SIDE).transpose(1, 2) + (128 - self.mean)
+
+
+def to_side(frames: Tensor) -> Tensor:
+    """(n, 3, h, w) -> (n, 3, 112, 112) as Chainer's `resize_images` does, corners aligned; what has that size stays."""
+    return F.interpolate(frames, (SIDE, SIDE), mode="bilinear", align_corners=True)
 
 
 def load_c3d(path: Path, mean: Path) -> C3D:

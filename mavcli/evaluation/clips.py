@@ -154,11 +154,16 @@ def _by_time(path: Path, choice: FrameChoice) -> Frames:
 
 
 def _too_short(path: Path, choice: FrameChoice, held: int, notes: Sequence[str]) -> InputError:
+    frames = f"{held} {'frame' if held == 1 else 'frames'}"
     rate = (
-        f" at {choice.fps:g} fps" if choice.fps else f", every {choice.stride}th" if choice.stride > 1 else ""
+        f" at {choice.fps:g} fps"
+        if choice.fps
+        else f", one in {choice.stride} taken"
+        if choice.stride > 1
+        else ""
     )
     why = f" ({notes[0]})" if notes else ""
-    return InputError(f"`{path}` has {held} frames{rate}, {choice.count} are wanted{why}")
+    return InputError(f"`{path}` has {frames}{rate}, {choice.count} are wanted{why}")
 
 
 def content_sha256(path: Path) -> str:

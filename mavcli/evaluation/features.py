@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -219,7 +220,7 @@ def measure(
             found = _digested(folder, numbers, faults)
             digests.update(found)
             missing = [(i, digest) for i, digest in found.items() if digest not in store]
-            _measure_batch(folder, network, choice, missing, faults, store, pool, shard)
+            _measure_batch(folder, network, choice, missing, faults, store, pool, workers, shard)
             done += len(numbers)
             report.advance(len(numbers) * shard.size)
     except KeyboardInterrupt as error:
@@ -262,18 +263,24 @@ def _measure_batch(
     faults: dict[int, str],
     store: FeatureStore,
     pool: ThreadPoolExecutor,
+    ahead: int,
     shard: Shard,
 ) -> None:
-    """Read, compute and keep one batch; reading runs ahead of the network."""
+    """Read, compute and keep one batch; reading runs `ahead` clips ahead of the network, and no further: they are large."""
 
     def prepare(path: Path) -> tuple[Tensor, str]:
         frames = read_frames(path, choice)
-        return network.prepare(frames), f"{frames.shape[2]} x {frames.shape[1]}"
+        try:
+            return network.prepare(frames), f"{frames.shape[2]} x {frames.shape[1]}"
+        except InputError as error:
+            raise InputError(f"`{path}`: {error.message}", hint=error.hint) from error
 
-    waiting = deque((i, digest, pool.submit(prepare, folder.files[i])) for i, digest in missing)
+    jobs = ((i, digest, pool.submit(prepare, folder.files[i])) for i, digest in missing)
+    waiting = deque(islice(jobs, ahead))
     rows: list[Entry] = []
     while waiting:
         index, digest, result = waiting.popleft()
+        waiting.extend(islice(jobs, 1))
         try:
             prepared, size = result.result()
         except InputError as error:

@@ -5,7 +5,7 @@ f frames, c channels, h w pixels; clips are float32 (f, c, h, w) in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from mavcli.errors import InputError
 from mavcli.media.frames import Frames, to_float
+
+_AT_ONCE = 1 << 22
+"""Numbers of a clip that are in memory in float64, 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,33 @@ def motion_of(clip: Tensor) -> Motion:
     """The figures of one clip (f, c, h, w), f at least 3; a still has coherence 1 and flicker 0."""
     if clip.ndim != 4 or len(clip) < 3:
         raise ValueError(f"motion needs a clip `f c h w` of at least 3 frames, got {tuple(clip.shape)}")
-    clip = clip.double()
-    first = clip.diff(dim=0)
-    step = float(first.abs().mean())
-    rest = clip - clip.mean(dim=0, keepdim=True)
-    power = float(rest.square().mean())
+    return _figures(clip.split(_rows(len(clip), clip.shape[-1]), dim=2))[0]
+
+
+def _rows(frames: int, width: int) -> int:
+    """How many rows of pixels are taken at once: a long clip of large frames in float64 would not fit in memory."""
+    return max(1, _AT_ONCE // (3 * frames * width))
+
+
+def _figures(strips: Iterable[Tensor]) -> tuple[Motion, float]:
+    """The figures of a clip that comes in strips of rows (f, c, rows, w), and how much its mean brightness changes."""
+    step = turn = power = together = 0.0
+    level, size = torch.zeros(1, dtype=torch.float64), 0
+    for strip in strips:
+        x = strip.double()
+        first, rest = x.diff(dim=0), x - x.mean(dim=0, keepdim=True)
+        step += float(first.abs().sum())
+        turn += float(first.diff(dim=0).abs().sum())
+        power += float(rest.square().sum())
+        together += float((rest[1:] * rest[:-1]).sum())
+        level, size = level + x.sum(dim=(1, 2, 3)), size + x[0].numel()
+    frames = len(level)
+    step, power = step / ((frames - 1) * size), power / (frames * size)
     if power < 1e-12:
-        return Motion(0.0, 1.0, 0.0)
-    coherence = float((rest[1:] * rest[:-1]).mean()) / power
-    return Motion(step / 2, coherence, float(first.diff(dim=0).abs().mean()) / step)
+        return Motion(0.0, 1.0, 0.0), 0.0
+    coherence = together / ((frames - 1) * size) / power
+    flicker = turn / ((frames - 2) * size) / step
+    return Motion(step / 2, coherence, flicker), float((level / size).diff().abs().mean()) / 2
 
 
 def shuffled(clip: Tensor, *, seed: int) -> Tensor:
@@ -90,9 +111,9 @@ class MotionFigures:
         """frames (f, h, w, 3) uint8, f at least 3 -> (1, 4). Raises InputError for fewer."""
         if len(frames) < 3:
             raise InputError(f"a clip of {len(frames)} frames, motion needs at least 3")
-        clip = to_float(frames)
-        found = motion_of(clip)
-        brightness = float(clip.double().mean(dim=(1, 2, 3)).diff().abs().mean()) / 2
+        rows = _rows(len(frames), frames.shape[2])
+        strips = (to_float(frames[:, top : top + rows]) for top in range(0, frames.shape[1], rows))
+        found, brightness = _figures(strips)
         return torch.tensor([[found.motion, found.coherence, found.flicker, brightness]])
 
     def features(self, prepared: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ f frames, h w pixels; frames are uint8 `f h w 3`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mavcli.errors import InputError
-from mavcli.evaluation.c3d import C3D, load_c3d
+from mavcli.evaluation.c3d import C3D, load_c3d, to_side
 from mavcli.evaluation.c3d import FRAMES as C3D_FRAMES
 from mavcli.evaluation.clip_sim import ClipJudge, load_clip
 from mavcli.evaluation.i3d import FEWEST_FRAMES, I3D, Squaring, default_eps, load_i3d, square
@@ -28,6 +28,8 @@ from mavcli.weights.provenance import file_sha256
 
 _PICTURES = 32
 """Pictures that a picture network takes at once."""
+_FRAMES = 8
+"""Frames that are floats in their own size at once."""
 
 
 class I3DFeatures:
@@ -57,7 +59,7 @@ class I3DFeatures:
         """-> (1, 3, f, 224, 224) in [-1, 1]."""
         if len(frames) < FEWEST_FRAMES:
             raise InputError(f"a clip of {len(frames)} frames, I3D needs at least {FEWEST_FRAMES}")
-        x = square(_floats(frames), rule=self._squaring) / 127.5 - 1
+        x = _in_parts(frames, lambda part: square(part, rule=self._squaring) / 127.5 - 1)
         return x.transpose(0, 1)[None].contiguous()
 
     @cached_property
@@ -85,10 +87,11 @@ class C3DLogits:
         }
 
     def prepare(self, frames: Frames) -> Tensor:
-        """-> (1, 3, 16, h, w) in [-1, 1]."""
+        """-> (1, 3, 16, 112, 112) in [-1, 1]."""
         if len(frames) != C3D_FRAMES:
             raise InputError(f"a clip of {len(frames)} frames, C3D reads {C3D_FRAMES}")
-        return (_floats(frames) / 127.5 - 1).transpose(0, 1)[None].contiguous()
+        x = _in_parts(frames, lambda part: to_side(part / 127.5 - 1))
+        return x.transpose(0, 1)[None].contiguous()
 
     @cached_property
     def _network(self) -> C3D:
@@ -122,7 +125,7 @@ class InceptionFeatures:
 
     def prepare(self, frames: Frames) -> Tensor:
         """-> (f, 3, 299, 299) in [-1, 1]."""
-        return to_input(_floats(frames), resizing=self._resizing)
+        return _in_parts(frames, lambda part: to_input(part, resizing=self._resizing))
 
     @cached_property
     def _network(self) -> Inception:
@@ -161,6 +164,9 @@ def weights_facts(path: Path) -> dict[str, Any]:
     return told if published is None else {**told, "weights_as_published": published}
 
 
-def _floats(frames: Frames) -> Tensor:
-    """(f, 3, h, w) float32 in 0..255."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+def _in_parts(frames: Frames, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    """`prepare` of float32 (f, 3, h, w) in 0..255, some frames at a time: all of a long clip's would not fit in memory."""
+    parts = (frames[start : start + _FRAMES] for start in range(0, len(frames), _FRAMES))
+    return torch.cat(
+        [prepare(torch.from_numpy(np.ascontiguousarray(part)).permute(0, 3, 1, 2).float()) for part in parts]
+    )

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ def test_another_choice_or_network_finds_nothing(tmp_path: Path, folder: Folder)
     other.facts = {"name": "means", "weights_sha256": "0"}
     run(folder, tmp_path, other)
     assert other.calls == 10
+
+
+def test_reading_runs_no_more_clips_ahead_than_there_are_workers(tmp_path: Path, folder: Folder) -> None:
+    class Watched(Means):
+        read = 0
+
+        def prepare(self, frames: Frames) -> Tensor:
+            self.read += 1
+            return super().prepare(frames)
+
+        def features(self, prepared: Tensor) -> Tensor:
+            time.sleep(0.05)  # readers that could run on would be far ahead by now
+            assert self.read <= self.calls + 1 + 2
+            return super().features(prepared)
+
+    measure(folder, Watched(), CHOICE, cache=tmp_path, shard=Shard(), report=Silent(), batch=10, workers=2)
 
 
 def test_a_run_that_dies_loses_one_batch(tmp_path: Path, folder: Folder) -> None:

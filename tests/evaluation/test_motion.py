@@ -1,10 +1,20 @@
 """Figures of motion on clips whose motion is known."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mavcli.evaluation.motion import Motion, mean_motion, motion_of, rank_correlation, shuffled
+from mavcli.evaluation import motion
+from mavcli.evaluation.motion import (
+    Motion,
+    MotionFigures,
+    mean_motion,
+    motion_of,
+    rank_correlation,
+    shuffled,
+)
+from mavcli.media.frames import to_float
 
 
 def sliding_bar(frames: int = 16, *, speed: float = 1.0) -> Tensor:
@@ -46,6 +56,24 @@ def test_faster_is_more_motion() -> None:
 def test_two_frames_are_too_few() -> None:
     with pytest.raises(ValueError, match="at least 3 frames"):
         motion_of(torch.zeros(2, 3, 4, 4))
+
+
+def test_strips_of_rows_give_the_figures_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (7, 13, 10, 3), dtype=np.uint8)
+    whole = MotionFigures().prepare(frames)
+    clip = to_float(frames).double()
+    step, rest = clip.diff(dim=0), clip - clip.mean(dim=0)
+    wanted = [
+        step.abs().mean() / 2,
+        (rest[1:] * rest[:-1]).mean() / rest.square().mean(),
+        step.diff(dim=0).abs().mean() / step.abs().mean(),
+        clip.mean(dim=(1, 2, 3)).diff().abs().mean() / 2,
+    ]
+    assert whole[0].tolist() == pytest.approx([float(value) for value in wanted], rel=1e-6)
+    monkeypatch.setattr(motion, "_AT_ONCE", 4 * 7 * 10 * 3)  # four rows
+    assert MotionFigures().prepare(frames)[0].tolist() == pytest.approx(whole[0].tolist(), rel=1e-6)
+    parts, one = motion_of(to_float(frames)), whole[0].tolist()
+    assert [parts.motion, parts.coherence, parts.flicker] == pytest.approx(one[:3], rel=1e-6)
 
 
 def test_the_mean_of_two_clips() -> None:
