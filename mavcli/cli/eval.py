@@ -13,16 +13,7 @@ from mavcli.cli import eval_metrics
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.eval_human import human
 from mavcli.cli.eval_run import run
-from mavcli.cli.options import (
-    BackendOption,
-    DryRunOption,
-    ForceOption,
-    JsonOption,
-    QuietOption,
-    RecipeOption,
-    SeedOption,
-    SetOption,
-)
+from mavcli.cli.options import Family, SeedOption, with_options
 from mavcli.report import WithoutMessages
 
 if TYPE_CHECKING:
@@ -54,8 +45,8 @@ app.command(short_help="Let people compare two sets of videos, and count their v
 
 
 @app.command(short_help="Whether the pocket family shows what its prompts say, and moves.")
+@with_options(Family)
 def pocket(
-    recipe: RecipeOption = "pocket",
     prompts: Annotated[
         int,
         typer.Option("--prompts", min=0, metavar="N", help="Prompts of pairs that training pictures show."),
@@ -85,7 +76,6 @@ def pocket(
     fps: Annotated[
         float | None, typer.Option("--fps", metavar="N", help="Frame rate asked for, over the recipe's.")
     ] = None,
-    sets: SetOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None,
@@ -119,14 +109,8 @@ def pocket(
             help="Train the judge of motion anew into FILE, then stop.",
         ),
     ] = None,
-    backend: BackendOption = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Let untrained networks run; for tests of the machinery.")
-    ] = False,
-    force: ForceOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: Family,
 ) -> None:
     """Measure whether the pocket family shows what its prompts say, and whether it moves.
 
@@ -137,17 +121,17 @@ def pocket(
     from mavcli.recipe.load import load_recipe
     from mavcli.recipe.resolve import probe_machine, resolve
 
-    overrides = {"output.fps": fps, "hardware.backend": backend}
-    loaded = load_recipe(recipe, sets=sets or (), overrides=overrides)
+    overrides = {"output.fps": fps, "hardware.backend": chosen.backend}
+    loaded = load_recipe(chosen.recipe, sets=chosen.sets or (), overrides=overrides)
     resolved = resolve(loaded.recipe, machine=probe_machine())
-    with Console(quiet=quiet, json=json) as console:
+    with Console(quiet=chosen.quiet, json=chosen.json) as console:
         from mavcli.engine.backend import open_backend
 
         if train_classifier is not None or train_motion_judge is not None:
             open_backend(resolved)
             for path, train in ((train_classifier, _train), (train_motion_judge, _train_motion)):
                 if path is not None:
-                    _check_writable(path, force)
+                    _check_writable(path, chosen.force)
                     train(path, console)
             return
         from mavcli.engine.cascade import Cascade
@@ -168,7 +152,7 @@ def pocket(
             raise UsageError("no prompts to measure", hint="--prompts 60")
         scope: measures.Scope = "full" if full else "base"
         family = measures.needed_family(
-            loaded.recipe, scope="full" if stages else scope, random_weights=random_weights
+            loaded.recipe, scope="full" if stages else scope, random_weights=chosen.random_weights
         )
         judges = measures.Judges(load_classifier(classifier), load_motion_judge(motion_judge))
         folder = out or Path(loaded.recipe.output.dir) / f"eval-{loaded.recipe.name}-{scope}"
@@ -180,7 +164,7 @@ def pocket(
         }
         for warning in family.warnings:
             console.warning(warning)
-        if dry_run:
+        if chosen.dry_run:
             console.result(f"{prompts} seen and {held_out} held-out prompts, {what}, into {folder}")
             for piece, part in family.parts.items():
                 console.result(f"{piece}: {part.path or 'random weights'}")
@@ -192,7 +176,7 @@ def pocket(
                 }
             )
             return
-        _refuse_full_folder(folder, force)
+        _refuse_full_folder(folder, chosen.force)
         place = open_backend(resolved)
         cascade = Cascade(
             loaded.recipe, family, place, report=WithoutMessages(console), work=Work(cache_dir() / "work")
@@ -243,7 +227,9 @@ def pocket(
         pages = [
             page
             for name, some_readings in readings.items()
-            for page in measures.write_pages(folder, some_readings, looks[name], name=name, force=force)
+            for page in measures.write_pages(
+                folder, some_readings, looks[name], name=name, force=chosen.force
+            )
         ]
         written = json_module.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_text(folder / "report.json", written, force=True)

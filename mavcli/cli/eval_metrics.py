@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mavcli.cli.console import Console, cache_dir, table
-from mavcli.cli.options import ForceOption, JsonOption, QuietOption
+from mavcli.cli.options import ForceOption, JsonOption, QuietOption, with_options
 from mavcli.errors import MavError, UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -66,6 +67,46 @@ ScoreOption = Annotated[
     typer.Option("--out", "-o", metavar="NAME", help="Write the score as NAME.json and NAME.md too."),
 ]
 
+
+@dataclass(frozen=True)
+class Measuring:
+    """The options of every metric: which frames of which videos are measured, how, and where the score goes."""
+
+    frames: FramesOption = "16"
+    stride: StrideOption = 1
+    fps: FpsOption = None
+    start: StartOption = "first"
+    count: CountOption = None
+    seed: DrawOption = 0
+    batch: BatchOption = 8
+    workers: WorkersOption = 2
+    skip_unusable: SkipOption = False
+    out: ScoreOption = None
+    force: ForceOption = False
+    json: JsonOption = False
+    quiet: QuietOption = False
+
+    def choice(self, *, fewest: int = 1, reader: str = "") -> FrameChoice:
+        """Which frames. Raises UsageError for a number that is none, or fewer than the `reader` needs."""
+        from mavcli.evaluation.clips import FrameChoice
+
+        if self.frames != "all" and not self.frames.isdecimal():
+            raise UsageError(f"--frames {self.frames}, wanted a number or `all`")
+        count = None if self.frames == "all" else int(self.frames)
+        if count is not None and count < fewest:
+            raise UsageError(
+                f"clips of {count} {'frame' if count == 1 else 'frames'}, {reader} needs at least {fewest}"
+            )
+        return FrameChoice(count, self.stride, self.fps, self.start)
+
+
+@dataclass(frozen=True)
+class NetworkMeasuring(Measuring):
+    """The options of a metric whose network can run on a GPU."""
+
+    device: DeviceOption = "auto"
+
+
 # What each code of the literature does: BatchNorm's eps, how frames become square, the covariance.
 _PORTS: dict[str, tuple[float, Literal["squash", "crop"], Literal["unbiased", "biased"]]] = {
     "tensorflow": (1e-3, "squash", "unbiased"),
@@ -75,6 +116,7 @@ _PORTS: dict[str, tuple[float, Literal["squash", "crop"], Literal["unbiased", "b
 }
 
 
+@with_options(NetworkMeasuring)
 def fvd(
     real: RealArgument,
     generated: GeneratedArgument,
@@ -95,41 +137,27 @@ def fvd(
     layer: Annotated[
         Literal["logits", "avgpool"], typer.Option("--layer", help="400 logits, or 1,024 pooled features.")
     ] = "logits",
-    frames: FramesOption = "16",
-    stride: StrideOption = 1,
-    fps: FpsOption = None,
-    start: StartOption = "first",
-    count: CountOption = None,
-    seed: DrawOption = 0,
-    batch: BatchOption = 8,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    skip_unusable: SkipOption = False,
-    out: ScoreOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: NetworkMeasuring,
 ) -> None:
     """The Fréchet Video Distance between two folders of videos, with I3D of Kinetics-400.
 
     Features are kept by content: started again, it goes on where it stopped. `torchrun --nproc-per-node N -m mavcli eval
     fvd ...` shares the work among N processes.
     """
-    choice = _frames(frames, stride=stride, fps=fps, start=start)
     from mavcli.evaluation.i3d import FEWEST_FRAMES
 
-    if choice.count is not None and choice.count < FEWEST_FRAMES:
-        raise UsageError(f"clips of {choice.count} frames, I3D needs at least {FEWEST_FRAMES}")
+    choice = chosen.choice(fewest=FEWEST_FRAMES, reader="I3D")
     default = _PORTS[port or "tensorflow"]
     # Without a port eps goes by the file.
     of_port = default if port else (None, *default[1:])
-    with _session(device, out, force=force, json=json, quiet=quiet) as session:
+    with _session(chosen, chosen.device) as session:
         from mavcli.evaluation import scores
         from mavcli.evaluation.networks import I3DFeatures
         from mavcli.evaluation.weight_files import find_weights
 
-        how = session.measurement(choice, batch=batch, workers=workers, skip_unusable=skip_unusable)
-        a, b = session.folder(real, count=count, seed=seed), session.folder(generated, count=count, seed=seed)
+        how = session.measurement(choice)
+        a, b = session.folder(real), session.folder(generated)
         network = I3DFeatures(
             find_weights("i3d", weights),
             eps=eps if eps is not None else of_port[0],
@@ -140,6 +168,7 @@ def fvd(
         session.tell(scores.fvd(a, b, network, how, covariance=covariance or of_port[2]))
 
 
+@with_options(NetworkMeasuring)
 def fid(
     real: Annotated[
         Path, typer.Argument(metavar="REAL", help="A folder of real videos, or of pictures, any nesting.")
@@ -151,40 +180,29 @@ def fid(
         typer.Option("--resize", help="Whose way to 299 x 299 pixels; the codes differ."),
     ] = "pytorch-fid",
     covariance: CovarianceOption = None,
-    frames: FramesOption = "16",
-    stride: StrideOption = 1,
-    fps: FpsOption = None,
-    start: StartOption = "first",
-    count: CountOption = None,
-    seed: DrawOption = 0,
-    batch: BatchOption = 8,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    skip_unusable: SkipOption = False,
-    out: ScoreOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: NetworkMeasuring,
 ) -> None:
     """The Fréchet Inception Distance between the frames of two folders, with TensorFlow's Inception of 2015.
 
     Needs `pip install 'mavcli[eval]'`. Features are kept by content: started again, it goes on where it stopped.
     """
-    choice = _frames(frames, stride=stride, fps=fps, start=start)
-    with _session(device, out, force=force, json=json, quiet=quiet) as session:
+    choice = chosen.choice()
+    with _session(chosen, chosen.device) as session:
         from mavcli.evaluation import scores
         from mavcli.evaluation.networks import InceptionFeatures
         from mavcli.evaluation.weight_files import find_weights
 
-        how = session.measurement(choice, batch=batch, workers=workers, skip_unusable=skip_unusable)
-        a = session.folder(real, count=count, seed=seed, pictures=True)
-        b = session.folder(generated, count=count, seed=seed, pictures=True)
+        how = session.measurement(choice)
+        a = session.folder(real, pictures=True)
+        b = session.folder(generated, pictures=True)
         network = InceptionFeatures(
             find_weights("inception", weights), resizing=resize, device=session.shard.device
         )
         session.tell(scores.fid(a, b, network, how, covariance=covariance or "unbiased"))
 
 
+@with_options(NetworkMeasuring)
 def inception(
     generated: GeneratedArgument,
     network: Annotated[
@@ -202,32 +220,20 @@ def inception(
         int | None,
         typer.Option("--shuffle-seed", min=0, metavar="N", help="Permute first; torch-fidelity's is 2020."),
     ] = None,
-    frames: FramesOption = "16",
-    stride: StrideOption = 1,
-    fps: FpsOption = None,
-    start: StartOption = "first",
-    count: CountOption = None,
-    seed: DrawOption = 0,
-    batch: BatchOption = 8,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    skip_unusable: SkipOption = False,
-    out: ScoreOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: NetworkMeasuring,
 ) -> None:
     """The Inception Score of a folder of videos: with C3D as for UCF-101 (TGANv2), or with Inception over frames."""
-    choice = _frames(frames, stride=stride, fps=fps, start=start)
+    choice = chosen.choice()
     if network == "c3d" and choice.count != 16:
-        raise UsageError(f"clips of {frames} frames, C3D reads 16", hint="--frames 16")
-    with _session(device, out, force=force, json=json, quiet=quiet) as session:
+        raise UsageError(f"clips of {chosen.frames} frames, C3D reads 16", hint="--frames 16")
+    with _session(chosen, chosen.device) as session:
         from mavcli.evaluation import scores
         from mavcli.evaluation.networks import C3DLogits, InceptionFeatures
         from mavcli.evaluation.weight_files import find_weights
 
-        how = session.measurement(choice, batch=batch, workers=workers, skip_unusable=skip_unusable)
-        folder = session.folder(generated, count=count, seed=seed, pictures=network == "inception")
+        how = session.measurement(choice)
+        folder = session.folder(generated, pictures=network == "inception")
         place = session.shard.device
         judge: C3DLogits | InceptionFeatures
         if network == "c3d":
@@ -244,6 +250,7 @@ def inception(
         session.tell(scores.inception(folder, judge, how, splits=splits, shuffle_seed=shuffle_seed))
 
 
+@with_options(NetworkMeasuring, frames="all")
 def clipsim(
     generated: GeneratedArgument,
     prompts: Annotated[
@@ -259,55 +266,33 @@ def clipsim(
         str, typer.Option("--network", metavar="NAME", help="ViT-B/32, ViT-L/14, or a name of open_clip's.")
     ] = "ViT-B/32",
     weights: WeightsOption = None,
-    frames: FramesOption = "all",
-    stride: StrideOption = 1,
-    fps: FpsOption = None,
-    start: StartOption = "first",
-    count: CountOption = None,
-    seed: DrawOption = 0,
-    batch: BatchOption = 8,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    skip_unusable: SkipOption = False,
-    out: ScoreOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: NetworkMeasuring,
 ) -> None:
     """CLIPSIM: how near the frames of each video are to its prompt in CLIP's space, mean over frames, then over videos."""
-    choice = _frames(frames, stride=stride, fps=fps, start=start)
-    with _session(device, out, force=force, json=json, quiet=quiet) as session:
+    choice = chosen.choice()
+    with _session(chosen, chosen.device) as session:
         from mavcli.evaluation import scores
         from mavcli.evaluation.captions import prompts_of
         from mavcli.evaluation.networks import ClipFeatures
         from mavcli.evaluation.weight_files import find_weights
 
-        how = session.measurement(choice, batch=batch, workers=workers, skip_unusable=skip_unusable)
-        folder = session.folder(generated, count=count, seed=seed)
+        how = session.measurement(choice)
+        folder = session.folder(generated)
         texts = prompts_of(folder, prompts)
         judge = ClipFeatures(network, find_weights(network, weights), device=session.shard.device)
         session.tell(scores.clipsim(folder, texts, judge, how)[0])
 
 
+@with_options(Measuring)
 def motion(
     generated: GeneratedArgument,
     reference: Annotated[
         Path | None,
         typer.Option("--reference", metavar="DIR", help="Videos to compare with, such as real ones."),
     ] = None,
-    frames: FramesOption = "16",
-    stride: StrideOption = 1,
-    fps: FpsOption = None,
-    start: StartOption = "first",
-    count: CountOption = None,
-    seed: DrawOption = 0,
-    batch: BatchOption = 8,
-    workers: WorkersOption = 2,
-    skip_unusable: SkipOption = False,
-    out: ScoreOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: Measuring,
 ) -> None:
     """How videos move and flicker, from differences of frames alone; no network and no optical flow.
 
@@ -315,15 +300,13 @@ def motion(
     from the clip's mean is that of the frame before. flicker: second differences over first ones, 0 even, 1.73 noise.
     brightness: change of the mean brightness from frame to frame.
     """
-    choice = _frames(frames, stride=stride, fps=fps, start=start)
-    if choice.count is not None and choice.count < 3:
-        raise UsageError(f"clips of {choice.count} frames, motion needs at least 3")
-    with _session("cpu", out, force=force, json=json, quiet=quiet) as session:
+    choice = chosen.choice(fewest=3, reader="motion")
+    with _session(chosen, "cpu") as session:
         from mavcli.evaluation import scores
 
-        how = session.measurement(choice, batch=batch, workers=workers, skip_unusable=skip_unusable)
-        folder = session.folder(generated, count=count, seed=seed)
-        other = session.folder(reference, count=count, seed=seed) if reference else None
+        how = session.measurement(choice)
+        folder = session.folder(generated)
+        other = session.folder(reference) if reference else None
         session.tell(scores.motion(folder, how, reference=other))
 
 
@@ -338,7 +321,7 @@ def published(
     Scores of features and logits that their sources print need no network. With I3D's weights those of clips that anyone
     can make follow: minutes on a GPU, half an hour on a processor. The rest is listed with the command that scores it.
     """
-    with _session(device, None, force=False, json=json, quiet=quiet) as session:
+    with _session(Measuring(json=json, quiet=quiet), device) as session:
         from mavcli.evaluation import published as stated
         from mavcli.evaluation.weight_files import find_weights, lying_weights
 
@@ -365,18 +348,17 @@ def published(
 class _Session:
     """One command: its console, its place among the ranks, where its score goes."""
 
-    def __init__(self, console: Console, shard: Shard, out: Path | None, *, force: bool) -> None:
+    def __init__(self, console: Console, shard: Shard, chosen: Measuring) -> None:
         from mavcli.engine.output import claim_files
 
-        self.console, self.shard, self._force = console, shard, force
+        self.console, self.shard, self._chosen = console, shard, chosen
+        out = chosen.out
         self._out = out.with_suffix("") if out and out.suffix in (".json", ".md") else out
         if self._out is not None and not self._out.name:
             raise UsageError(f"-o {out} names no file", hint="-o NAME writes NAME.json and NAME.md")
-        claim_files(self._files(), force=force)
+        claim_files(self._files(), force=chosen.force)
 
-    def measurement(
-        self, choice: FrameChoice, *, batch: int, workers: int, skip_unusable: bool
-    ) -> Measurement:
+    def measurement(self, choice: FrameChoice) -> Measurement:
         from mavcli.evaluation.scores import Measurement
 
         return Measurement(
@@ -384,15 +366,15 @@ class _Session:
             cache_dir() / "features",
             self.console,
             shard=self.shard,
-            batch=batch,
-            workers=workers,
-            skip_unusable=skip_unusable,
+            batch=self._chosen.batch,
+            workers=self._chosen.workers,
+            skip_unusable=self._chosen.skip_unusable,
         )
 
-    def folder(self, path: Path, *, count: int | None, seed: int, pictures: bool = False) -> Folder:
+    def folder(self, path: Path, *, pictures: bool = False) -> Folder:
         from mavcli.evaluation.clips import open_folder
 
-        return open_folder(path, limit=count, seed=seed, pictures=pictures)
+        return open_folder(path, limit=self._chosen.count, seed=self._chosen.seed, pictures=pictures)
 
     def tell(self, score: Score | MotionScore) -> None:
         """The score on stdout, and in its files; the leading rank's business."""
@@ -405,7 +387,7 @@ class _Session:
         if network.get("weights_as_published") is False:
             self.console.warning(f"`{network['weights']}` is not the file that is published under this name")
         for path, text in zip(self._files(), self._texts(score), strict=False):
-            write_text(path, text, force=self._force)
+            write_text(path, text, force=self._chosen.force)
         for line in _lines(score.as_dict()):
             self.console.result(line)
         self.console.result_object(score.as_dict())
@@ -422,25 +404,20 @@ class _Session:
 
 
 @contextmanager
-def _session(device: str, out: Path | None, *, force: bool, json: bool, quiet: bool) -> Iterator[_Session]:
+def _session(chosen: Measuring, device: str) -> Iterator[_Session]:
     """Open the ranks and the console; a rank that does not lead is silent, and ends as the leading one does."""
     from mavcli.evaluation.shards import open_shard
 
-    with open_shard(device) as shard, Console(quiet=quiet or not shard.leads, json=json) as console:
+    with (
+        open_shard(device) as shard,
+        Console(quiet=chosen.quiet or not shard.leads, json=chosen.json) as console,
+    ):
         try:
-            yield _Session(console, shard, out, force=force)
+            yield _Session(console, shard, chosen)
         except MavError as error:
             if shard.leads:
                 raise
             raise SystemExit(error.exit_code) from error
-
-
-def _frames(count: str, *, stride: int, fps: float | None, start: Literal["first", "centre"]) -> FrameChoice:
-    from mavcli.evaluation.clips import FrameChoice
-
-    if count != "all" and not count.isdecimal():
-        raise UsageError(f"--frames {count}, wanted a number or `all`")
-    return FrameChoice(None if count == "all" else int(count), stride, fps, start)
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:

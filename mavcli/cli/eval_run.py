@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mavcli.cli.console import Console, cache_dir, table
-from mavcli.cli.options import (
-    BackendOption,
-    DryRunOption,
-    ForceOption,
-    JsonOption,
-    QuietOption,
-    RecipeOption,
-    SetOption,
-)
+from mavcli.cli.options import Family, with_options
 from mavcli.errors import MavError, UsageError
 from mavcli.report import WithoutMessages
 
@@ -34,11 +26,11 @@ _FILES: dict[str, tuple[str, ...]] = {"fvd": ("i3d",), "fid": ("inception",), "i
 _BETTER = {"fvd": "lower", "fid": "lower", "is": "higher", "clipsim": "higher"}
 
 
+@with_options(Family)
 def run(
     preset: Annotated[
         str | None, typer.Argument(metavar="PRESET", help="msrvtt, msrvtt-2990, ucf101, drawbench or pocket.")
     ] = None,
-    recipe: RecipeOption = "pocket",
     captions: Annotated[
         Path | None,
         typer.Option(
@@ -84,20 +76,13 @@ def run(
         int | None,
         typer.Option("--batch", min=1, metavar="N", help="Samples at once [1 on a CPU, 16 on a GPU]"),
     ] = None,
-    sets: SetOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Samples and scores [outputs/eval-PRESET-RECIPE]"),
     ] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="List the presets, then stop.")] = False,
-    backend: BackendOption = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Let untrained networks run; for tests of the machinery.")
-    ] = False,
-    force: ForceOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    *,
+    chosen: Family,
 ) -> None:
     """Generate a benchmark's samples, measure them, and print the scores beside the published ones.
 
@@ -108,7 +93,7 @@ def run(
     from mavcli.evaluation.protocol import find_preset, presets, prompts_of
 
     if list_presets:
-        with Console(quiet=quiet, json=json) as console:
+        with Console(quiet=chosen.quiet, json=chosen.json) as console:
             for line in table([(p.name, f"{p.samples:,}", p.title) for p in presets().values()]):
                 console.result(line)
             console.result_object({"presets": [p.model_dump(mode="json") for p in presets().values()]})
@@ -127,15 +112,8 @@ def run(
             },
             samples=samples,
             allow_small=allow_small,
-            recipe=recipe,
-            sets=sets,
             out=out,
-            backend=backend,
-            random_weights=random_weights,
-            force=force,
-            dry_run=dry_run,
-            json=json,
-            quiet=quiet,
+            chosen=chosen,
         )
         return
     wanted = _metrics(asked, metrics)
@@ -150,8 +128,11 @@ def run(
         raise UsageError("--sentences is for ucf101", hint=f"mav eval run {asked.name} without it")
     from mavcli.evaluation.shards import open_shard
 
-    device = "cpu" if backend == "cpu" else "auto"
-    with open_shard(device) as shard, Console(quiet=quiet or not shard.leads, json=json) as console:
+    device = "cpu" if chosen.backend == "cpu" else "auto"
+    with (
+        open_shard(device) as shard,
+        Console(quiet=chosen.quiet or not shard.leads, json=chosen.json) as console,
+    ):
         try:
             from mavcli.engine.family import find_family
             from mavcli.evaluation.benchmark import needed_pieces, plan_benchmark
@@ -159,11 +140,13 @@ def run(
             from mavcli.recipe.load import load_recipe
             from mavcli.recipe.resolve import probe_machine, resolve
 
-            loaded = load_recipe(recipe, sets=sets or (), overrides={"hardware.backend": backend})
+            loaded = load_recipe(
+                chosen.recipe, sets=chosen.sets or (), overrides={"hardware.backend": chosen.backend}
+            )
             resolved = resolve(loaded.recipe, machine=probe_machine())
             prompts = prompts_of(asked, captions, sentences=sentences)
             pieces = needed_pieces(loaded.recipe, asked.clip.size)
-            family = find_family(loaded.recipe, pieces, random_weights=random_weights)  # type: ignore[arg-type]
+            family = find_family(loaded.recipe, pieces, random_weights=chosen.random_weights)  # type: ignore[arg-type]
             plan = plan_benchmark(
                 asked,
                 prompts,
@@ -180,11 +163,13 @@ def run(
             if real is not None and any(metric.metric in ("fvd", "fid") for metric in wanted):
                 truth = open_folder(real)
             folder = out or Path(loaded.recipe.output.dir) / f"eval-{asked.name}-{loaded.recipe.name}"
-            if dry_run:
+            if chosen.dry_run:
                 _tell_plan(console, plan, wanted, files, folder)
                 return
             told = _run_facts(loaded, resolved, family)
-            _generate(console, shard, loaded, resolved, family, plan, folder, told, batch=batch, force=force)
+            _generate(
+                console, shard, loaded, resolved, family, plan, folder, told, batch=batch, force=chosen.force
+            )
             from mavcli.evaluation.benchmark import score_metric
             from mavcli.evaluation.protocol import ucf101_classes
             from mavcli.evaluation.scores import FrameChoice, Measurement
@@ -422,8 +407,8 @@ def _pocket(
     *,
     samples: int | None,
     allow_small: bool,
-    quiet: bool,
-    **rest: Any,
+    out: Path | None,
+    chosen: Family,
 ) -> None:
     """The pocket preset is measured by its own judges: `mav eval pocket`."""
     if given:
@@ -437,6 +422,6 @@ def _pocket(
             hint="--allow-small measures fewer, and says so in the score",
         )
     if wanted != preset.samples:
-        Console(quiet=quiet).warning(f"{wanted} samples, the protocol asks for {preset.samples}")
+        Console(quiet=chosen.quiet).warning(f"{wanted} samples, the protocol asks for {preset.samples}")
     held_out = round(wanted / 4)  # 20 of 80
-    pocket(prompts=wanted - held_out, held_out=held_out, quiet=quiet, **rest)
+    pocket(prompts=wanted - held_out, held_out=held_out, out=out, **vars(chosen))
