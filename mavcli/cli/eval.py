@@ -70,6 +70,13 @@ def pocket(
             help="Prompts whose every stage is compared with rendered clips (Fréchet).",
         ),
     ] = 0,
+    inflated: Annotated[
+        bool,
+        typer.Option(
+            "--inflated",
+            help="The baseline that saw no video: D^t with temporal layers as inflation makes them.",
+        ),
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Read all frames of the whole chain, not the 16 frames of D^t.")
     ] = False,
@@ -155,9 +162,17 @@ def pocket(
             loaded.recipe, scope="full" if stages else scope, random_weights=chosen.random_weights
         )
         judges = measures.Judges(load_classifier(classifier), load_motion_judge(motion_judge))
-        folder = out or Path(loaded.recipe.output.dir) / f"eval-{loaded.recipe.name}-{scope}"
+        name = f"eval-{loaded.recipe.name}-{scope}" + ("-inflated" if inflated else "")
+        folder = out or Path(loaded.recipe.output.dir) / name
         rate = loaded.recipe.output.fps
         what = _scope_words(full, rate, loaded.recipe.cascade.interp.frame_skip)
+        if inflated:
+            what += "; D^t is inflated only, no video trained it"
+            if stages or fps_prompts:
+                raise UsageError(
+                    "--inflated is the baseline of the prompts alone",
+                    hint="leave --stages and --fps-control out",
+                )
         groups: dict[Group, list[measures.Prompt]] = {
             "seen": measures.draw_prompts(prompts, group="seen", seed=seed),
             "held-out": measures.draw_prompts(held_out, group="held-out", seed=seed),
@@ -196,7 +211,7 @@ def pocket(
         looks: dict[Group, list[np.ndarray]] = {}
         for name, some in groups.items():
             readings[name], looks[name] = measures.measure(
-                cascade, judges, some, scope=scope, fps=rate, seed=seed, batch=batch
+                cascade, judges, some, scope=scope, fps=rate, seed=seed, batch=batch, inflated=inflated
             )
         distances = (
             stage_distances(
@@ -215,6 +230,7 @@ def pocket(
             "recipe": loaded.recipe.name,
             "recipe_sha256": loaded.sha256,
             "scope": scope,
+            "inflated": inflated,
             "what": what,
             "fps": rate,
             "seed": seed,

@@ -50,6 +50,7 @@ _PIECES: dict[Scope, tuple[Piece, ...]] = {
 # Prompts and rendered clips have streams of their own, the groups have samples of their own.
 _STREAM = 0x70726F
 _FIRST_SAMPLE: dict[Group, int] = {"seen": 0, "held-out": 1_000_000}
+_SAMPLES = 10_000_000  # more than all of them
 _SHEET_FRAMES, _SHEET_ROWS = 8, 30
 _GREEN, _RED = (120, 220, 120), (255, 120, 110)
 # What tells an action's motion from the others': a signal and its statistic. Directions are as the renderer's, so only
@@ -182,11 +183,31 @@ def plan(cascade: Cascade, *, prompts: int, fps_prompts: int, scope: Scope, stag
     return cost
 
 
-def generate(cascade: Cascade, prompts: Sequence[Prompt], *, scope: Scope, fps: float, seed: int) -> Tensor:
-    """The prompts (b) through the chain: 16 key frames, or all frames at full size; (b, f, 3, h, w) in [-1, 1]."""
+def generate(
+    cascade: Cascade,
+    prompts: Sequence[Prompt],
+    *,
+    scope: Scope,
+    fps: float,
+    seed: int,
+    inflated: bool = False,
+) -> Tensor:
+    """The prompts (b) through the chain: 16 key frames, or all frames at full size; (b, f, 3, h, w) in [-1, 1].
+
+    With `inflated`, D^t is what inflation alone makes of D, before any video: its temporal layers are the identity, so
+    every frame is D's own picture (Make-A-Video, section 3.2).
+    """
     draws = [Draw(seed, prompt.sample) for prompt in prompts]
     embedding = cascade.image_embedding([prompt.text for prompt in prompts], draws)
-    base = cascade.decode(embedding, draws, fps=fps)
+    if inflated:
+        frames = range(cascade.parts.decoder.frames)
+        pictures = [
+            cascade.decode(embedding, [Draw(seed, d.sample + i * _SAMPLES) for d in draws], fps=fps, frames=1)
+            for i in frames
+        ]
+        base = torch.cat(pictures, dim=1)
+    else:
+        base = cascade.decode(embedding, draws, fps=fps)
     return base if scope == "base" else cascade.finish(base, draws, fps=fps)
 
 
@@ -241,13 +262,17 @@ def measure(
     fps: float,
     seed: int,
     batch: int = 1,
+    inflated: bool = False,
 ) -> tuple[list[Reading], list[np.ndarray]]:
-    """Generate and read every prompt: the readings, and of each clip 8 frames (8, 64, 64, 3) uint8 to look at."""
+    """Generate and read every prompt: the readings, and of each clip 8 frames (8, 64, 64, 3) uint8 to look at.
+
+    `inflated` as in `generate`.
+    """
     readings, looks = [], []
     shown_fps = fps if scope == "full" else fps / cascade.skip
     for start in range(0, len(prompts), batch):
         some = prompts[start : start + batch]
-        clips = generate(cascade, some, scope=scope, fps=fps, seed=seed)
+        clips = generate(cascade, some, scope=scope, fps=fps, seed=seed, inflated=inflated)
         for prompt, clip in zip(some, clips, strict=True):
             readings.append(read_clip(judges, clip, prompt, fps=shown_fps, seed=seed))
             chosen = np.linspace(0, len(clip) - 1, _SHEET_FRAMES).round().astype(int)

@@ -10,6 +10,9 @@ import torch
 
 from mavcli.cli.app import run
 from mavcli.data.world import HELD_OUT_PAIRS
+from mavcli.engine.backend import open_backend
+from mavcli.engine.cascade import Cascade
+from mavcli.engine.randomness import Draw
 from mavcli.errors import UsageError
 from mavcli.evaluation import classifier
 from mavcli.evaluation.classifier import PARTS, load_classifier
@@ -22,6 +25,7 @@ from mavcli.evaluation.pocket import (
     Share,
     confusion,
     draw_prompts,
+    generate,
     motion_controls,
     needed_family,
     read_clip,
@@ -31,6 +35,7 @@ from mavcli.evaluation.pocket import (
 )
 from mavcli.evaluation.trajectory import load_motion_judge
 from mavcli.recipe.load import load_recipe
+from mavcli.recipe.resolve import probe_machine, resolve
 
 TINY = """\
 extends: pocket
@@ -97,6 +102,21 @@ def test_a_rendered_clip_is_read_as_what_it_shows_and_how_it_moves(judges: Judge
         assert all(reading.right(aspect) for aspect in ASPECTS)
         # The truth beside it is a clip of the same prompt, seed and length: here the very same.
         assert reading.motion == reading.rendered
+
+
+def test_the_baseline_without_video_draws_every_frame_as_a_picture_of_its_own(tiny: str) -> None:
+    # an untrained network says 0, which as x0 would be the same picture always
+    recipe = load_recipe(tiny, sets=["cascade.decoder.schedule.prediction=epsilon"]).recipe
+    family = needed_family(recipe, scope="base", random_weights=True)
+    backend = open_backend(resolve(recipe, machine=probe_machine()))
+    cascade = Cascade(recipe, family, backend)
+    prompts = draw_prompts(2, group="seen", seed=0)
+    clips = generate(cascade, prompts, scope="base", fps=24.0, seed=0, inflated=True)
+    assert clips.shape == (2, 16, 3, 64, 64)
+    draws = [Draw(0, prompt.sample) for prompt in prompts]
+    embedding = cascade.image_embedding([p.text for p in prompts], draws)
+    assert torch.equal(clips[:, :1], cascade.decode(embedding, draws, fps=24.0, frames=1))
+    assert all(not torch.equal(clips[:, i], clips[:, 0]) for i in range(1, 16))
 
 
 def test_shares_and_confusion_count_what_was_read(judges: Judges) -> None:
