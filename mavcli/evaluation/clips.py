@@ -16,15 +16,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mavcli.data.places import walk
 from mavcli.errors import InputError, UsageError
 from mavcli.media.frames import Frames
 from mavcli.media.image import read_image
-from mavcli.media.video import frames_at, nearest_frames, read_clip, read_video, survey
+from mavcli.media.video import Damage, Survey, frames_at, nearest_frames, read_clip, read_video, survey
 
 VIDEOS = frozenset(
-    [".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".ogv", ".wmv", ".flv"]
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".3gp",
+        ".ogv",
+        ".wmv",
+        ".flv",
+        ".gif",
+    ]
 )
 PICTURES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
 _SHOWN = 20
@@ -92,7 +110,11 @@ def open_folder(root: Path, *, limit: int | None = None, seed: int = 0, pictures
         files, kind = [path for path in every if path.suffix.lower() in PICTURES], "pictures"
     if not files:
         wanted = "a video or a picture" if pictures else "a video"
-        raise InputError(f"`{root}` holds {len(every)} files, none of them {wanted} by its name")
+        if not every:
+            raise InputError(f"`{root}` is empty, a folder of videos is wanted")
+        if len(every) == 1:
+            raise InputError(f"`{every[0]}` is not {wanted} by its name")
+        raise InputError(f"none of the {len(every)} files in `{root}` is {wanted} by its name")
     found = len(files)
     places = list(range(found))
     if limit is not None:
@@ -113,9 +135,7 @@ def read_frames(path: Path, choice: FrameChoice) -> Frames:
         return _by_time(path, choice)
     if choice.count is None:
         clip = read_clip(path)
-        if clip.warnings:
-            # All frames of a file that breaks off are not all its frames.
-            raise InputError(f"`{path}`: {clip.warnings[0]}")
+        _refuse_damage(path, clip.warnings)  # all frames of a file that breaks off are not all its frames
         return clip.frames[:: choice.stride]
     notes: list[str] = []
     last = (choice.count - 1) * choice.stride + 1
@@ -123,12 +143,14 @@ def read_frames(path: Path, choice: FrameChoice) -> Frames:
     kept = [picture for _, picture in islice(source, 0, None, choice.stride)]
     if len(kept) < choice.count:
         raise _too_short(path, choice, len(kept), notes)
+    _refuse_damage(path, notes)
     return np.stack(kept)
 
 
 def _by_time(path: Path, choice: FrameChoice) -> Frames:
     """The frames of a choice that needs to know all times first."""
-    found = survey(path)
+    shown: list[tuple[bool, int, int]] = []
+    found = survey(path, visit=lambda frame: shown.append((frame.is_corrupt, frame.width, frame.height)))
     times = found.times
     if choice.fps is None:
         assert choice.count is not None  # `FrameChoice` refuses the centre of all frames
@@ -136,21 +158,43 @@ def _by_time(path: Path, choice: FrameChoice) -> Frames:
         if len(times) <= span:
             raise _too_short(path, choice, -(-len(times) // choice.stride), found.warnings)
         first = (len(times) - 1 - span) // 2
-        return frames_at(path, times[first : first + span + 1 : choice.stride])
+        index = np.arange(first, first + span + 1, choice.stride)
+    else:
+        index = _at_rate(path, choice, found)
+    if choice.count is None or choice.start == "centre":
+        _refuse_damage(path, found.warnings)  # neither the end nor the centre is known of what breaks off
+    if any(shown[i][0] for i in index):
+        raise InputError(f"`{path}`: some of the chosen frames are damaged")
+    if any(shown[i][1:] != shown[0][1:] for i in index):
+        raise InputError(f"`{path}`: the picture changes its size in the stream")
+    return frames_at(path, times[index])
+
+
+def _at_rate(path: Path, choice: FrameChoice, found: Survey) -> NDArray[np.intp]:
+    """The numbers of the frames shown `choice.fps` times a second."""
+    times, fps = found.times, choice.fps
+    assert fps is not None
     # The last frame is shown for half a source frame beyond its time, by the rule of the nearest.
-    held = int((float(times[-1]) + 0.5 / found.fps) * choice.fps + 1e-6) + 1
+    held = int((float(times[-1]) + 0.5 / found.fps) * fps + 1e-6) + 1
     count = held if choice.count is None else choice.count
     if held < count:
         raise _too_short(path, choice, held, found.warnings)
-    begin = (float(times[-1]) - (count - 1) / choice.fps) / 2 if choice.start == "centre" else 0.0
-    index = (
-        nearest_frames(times, max(0.0, begin) + np.arange(count) / choice.fps) if count > 1 else np.array([0])
-    )
+    begin = (float(times[-1]) - (count - 1) / fps) / 2 if choice.start == "centre" else 0.0
+    if count == 1:
+        return np.array([np.abs(times - max(0.0, begin)).argmin()])
+    index = nearest_frames(times, max(0.0, begin) + np.arange(count) / fps)
     if index is None or bool((np.diff(index) == 0).any()):
         raise InputError(
-            f"`{path}` shows {found.fps:g} fps, at {choice.fps:g} fps a frame would be missing or shown twice"
+            f"`{path}` shows {found.fps:g} fps, at {fps:g} fps a frame would be missing or shown twice"
         )
-    return frames_at(path, times[index])
+    return index
+
+
+def _refuse_damage(path: Path, notes: Sequence[str]) -> None:
+    """Raise an InputError where a note tells of damage."""
+    for note in notes:
+        if isinstance(note, Damage):
+            raise InputError(f"`{path}`: {note}")
 
 
 def _too_short(path: Path, choice: FrameChoice, held: int, notes: Sequence[str]) -> InputError:

@@ -236,7 +236,7 @@ def measure(
 def facts_of(network: FeatureNetwork, choice: FrameChoice, shard: Shard) -> dict[str, Any]:
     """All that decides a feature beside the file."""
     return {
-        "format": 1,
+        "format": 2,
         "network": dict(network.facts),
         "frames": choice.facts(),
         "device": shard.device.type,

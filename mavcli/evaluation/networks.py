@@ -58,7 +58,7 @@ class I3DFeatures:
     def prepare(self, frames: Frames) -> Tensor:
         """-> (1, 3, f, 224, 224) in [-1, 1]."""
         if len(frames) < FEWEST_FRAMES:
-            raise InputError(f"a clip of {len(frames)} frames, I3D needs at least {FEWEST_FRAMES}")
+            raise InputError(f"{_count(frames)}, I3D needs at least {FEWEST_FRAMES}")
         x = _in_parts(frames, lambda part: square(part, rule=self._squaring) / 127.5 - 1)
         return x.transpose(0, 1)[None].contiguous()
 
@@ -89,7 +89,7 @@ class C3DLogits:
     def prepare(self, frames: Frames) -> Tensor:
         """-> (1, 3, 16, 112, 112) in [-1, 1]."""
         if len(frames) != C3D_FRAMES:
-            raise InputError(f"a clip of {len(frames)} frames, C3D reads {C3D_FRAMES}")
+            raise InputError(f"{_count(frames)}, C3D reads {C3D_FRAMES}")
         x = _in_parts(frames, lambda part: to_side(part / 127.5 - 1))
         return x.transpose(0, 1)[None].contiguous()
 
@@ -162,6 +162,10 @@ def weights_facts(path: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"weights": path.name, "weights_sha256": digest}
     published = is_published(path, digest)
     return told if published is None else {**told, "weights_as_published": published}
+
+
+def _count(frames: Frames) -> str:
+    return f"a clip of {len(frames)} {'frame' if len(frames) == 1 else 'frames'}"
 
 
 def _in_parts(frames: Frames, prepare: Callable[[Tensor], Tensor]) -> Tensor:

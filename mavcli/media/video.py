@@ -88,6 +88,12 @@ class VideoInfo:
         return float(self.rate)
 
 
+class Damage(str):
+    """A warning that frames are missing or are not what they were; every other one says how a whole video is shown."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Clip:
     """A decoded video: frames uint8 (f, h, w, 3), f >= 1, and when each is shown."""
@@ -497,8 +503,10 @@ class _Source:
         picture = _turned(picture, _display_matrix(frame))
         if self.shape is not None and picture.shape[:2] != self.shape:
             self._warn_once(
-                f"the picture changes from {self.shape[1]} x {self.shape[0]} to {picture.shape[1]} x "
-                f"{picture.shape[0]} px in the stream; later frames are scaled and cut to the first size"
+                Damage(
+                    f"the picture changes from {self.shape[1]} x {self.shape[0]} to {picture.shape[1]} x "
+                    f"{picture.shape[0]} px in the stream; later frames are scaled and cut to the first size"
+                )
             )
             picture = fit(picture, self.shape, rule="crop")
         return np.ascontiguousarray(picture)
@@ -521,7 +529,9 @@ class _Source:
             and decoded < self.header_frames
             and not any("damaged data" in line for line in self.warnings)
         ):
-            self._warn_once(f"{decoded} of the {self.header_frames} frames that the header lists decode")
+            self._warn_once(
+                Damage(f"{decoded} of the {self.header_frames} frames that the header lists decode")
+            )
 
     def _decode(self, *, start: float, origin: float | None) -> Iterator[tuple[float, VideoFrame]]:
         with _opened(self.media) as container:
@@ -544,7 +554,7 @@ class _Source:
                     self._fault = error
                     if count:
                         self._warn_once(
-                            f"damaged data after {count} frames ({clock.last:.2f} s): {_words(error)}"
+                            Damage(f"damaged data after {count} frames ({clock.last:.2f} s): {_words(error)}")
                         )
                         break
                     continue  # streams cut anywhere begin with packets that nothing can decode
@@ -557,7 +567,7 @@ class _Source:
                         if origin is None:
                             self.start = clock.origin or 0.0
                     if frame.is_corrupt:
-                        self._warn_once("some frames are damaged and shown as they decode")
+                        self._warn_once(Damage("some frames are damaged and shown as they decode"))
                     if time >= start - 1e-6:
                         yield time, frame
             self.seekable = not (clock.restarts or clock.replaced or clock.missing)

@@ -108,7 +108,7 @@ def test_what_cannot_be_measured_is_one_clear_line(mav, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, wanted, code in (
         (("fvd", "nowhere", "made"), "`nowhere` does not exist", 4),
-        (("fvd", "empty", "made"), "none of them a video", 4),
+        (("fvd", "empty", "made"), "`empty` is empty, a folder of videos is wanted", 4),
         (("fvd", "made", "made", "--count", 3), "`made` holds 2 videos, 3 are wanted", 4),
         (("fvd", "made", "made"), "no weights of `i3d` are here", 3),
         (("fvd", "made", "made", "--weights", "x.pt"), "x.pt is no file", 3),

@@ -69,6 +69,38 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path) -> None:
             assert "\n" not in caught.value.message
 
 
+def test_frames_of_a_damaged_file_count_where_they_are_whole_and_where_they_lie_is_known(
+    shared_data: Path,
+) -> None:
+    """Wherever a choice reaches the damage, or needs to know the end that the file lacks, it is refused."""
+    made, real = shared_data / "nasty_made", shared_data / "nasty_real"
+    for path, choice, fault in (
+        (made / "bitflips_200.mp4", FrameChoice(8), "some frames are damaged"),
+        (made / "bitflips_200.mp4", FrameChoice(5, start="centre"), "some frames are damaged"),
+        (made / "bitflips_200.mp4", FrameChoice(2, fps=4), "some of the chosen frames are damaged"),
+        (made / "truncated_moov_first.mp4", FrameChoice(5, start="centre"), "damaged data after 13 frames"),
+        (made / "truncated_moov_first.mp4", FrameChoice(None, fps=10), "damaged data after 13 frames"),
+        (made / "size_change.ts", FrameChoice(None), "the picture changes from"),
+        (made / "size_change.ts", FrameChoice(40), "the picture changes from"),
+        (made / "size_change.ts", FrameChoice(8, fps=6), "the picture changes its size"),
+        (real / "discard_first_keyframe.mp4", FrameChoice(None), "25 of the 30 frames"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            read_frames(path, choice)
+    assert len(read_frames(made / "truncated_moov_first.mp4", FrameChoice(13))) == 13
+    assert len(read_frames(real / "decord_corrupted.mp4", FrameChoice(8, fps=4))) == 8
+    # What says only how a whole video is shown stands in no one's way.
+    assert len(read_frames(made / "interlaced_tff_h264.mp4", FrameChoice(None))) == 30
+
+
+def test_one_frame_of_the_centre_is_the_one_in_the_middle(clip: Path) -> None:
+    whole = read_clip(clip).frames
+    for choice in (FrameChoice(1, start="centre"), FrameChoice(1, fps=8, start="centre")):
+        (found,) = read_frames(clip, choice)
+        middle = (len(whole) - 1) // 2
+        assert any(np.array_equal(found, whole[i]) for i in (middle, middle + 1))
+
+
 def test_a_folder_is_its_videos_by_name_and_a_draw_of_them_by_seed(tmp_path: Path) -> None:
     write_clips(tmp_path / "a" / "nested", 3)
     write_clips(tmp_path / "a", 2)
@@ -87,8 +119,13 @@ def test_a_folder_with_too_few_or_no_videos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds 2 videos, 3 are wanted"):
         open_folder(tmp_path / "a", limit=3)
     (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match=r"b` is empty, a folder of videos is wanted"):
+        open_folder(tmp_path / "b")
     (tmp_path / "b" / "notes.txt").write_text("no video")
-    with pytest.raises(InputError, match="holds 1 files, none of them a video"):
+    with pytest.raises(InputError, match=r"notes.txt` is not a video by its name"):
+        open_folder(tmp_path / "b")
+    (tmp_path / "b" / "more.txt").write_text("no video either")
+    with pytest.raises(InputError, match=r"none of the 2 files in .*b` is a video by its name"):
         open_folder(tmp_path / "b")
     with pytest.raises(InputError, match="does not exist"):
         open_folder(tmp_path / "c")
