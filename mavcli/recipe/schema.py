@@ -201,6 +201,10 @@ class StageTraining(Spec):
     weighting: Literal["uniform", "min_snr"] = "uniform"
     snr_min: float = Field(0.0, ge=0, description="min_snr: lower clamp of the SNR weight on x0")
     snr_max: float = Field(5.0, gt=0, description="min_snr: upper clamp (gamma)")
+    timesteps: Literal["uniform", "stratified"] = Field(
+        "uniform",
+        description="stratified: the diffusion steps of a batch spread evenly over T, which quiets the gradient of a small batch (VDM, arXiv 2107.00630)",
+    )
     shift: float = Field(
         1.0,
         ge=1,

@@ -25,12 +25,18 @@ class Draws:
     ) -> None:
         keys = [_key(f"{seed}/{stage}/{step}/{int(held_out)}/{first + row}") for row in range(count)]
         self.seeds = [key >> 65 for key in keys]
+        self._first = first
         # Philox takes the whole 128-bit key; torch's own CPU generator would use 32 bits of it.
         self._generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
 
-    def integers(self, high: int) -> Tensor:
-        """(b,) int64 in [0, high)."""
-        return torch.tensor([int(generator.integers(high)) for generator in self._generators])
+    def integers(self, high: int, *, strata: int = 1) -> Tensor:
+        """(b,) int64 in [0, high); row i of the step draws from part i mod `strata` of as many equal parts."""
+        rows = [(self._first + i) % strata for i in range(len(self._generators))]
+        lows = [row * high // strata for row in rows]
+        highs = [max((row + 1) * high // strata, low + 1) for row, low in zip(rows, lows, strict=True)]
+        return torch.tensor(
+            [int(g.integers(a, b)) for g, a, b in zip(self._generators, lows, highs, strict=True)]
+        )
 
     def uniform(self) -> Tensor:
         """(b,) float32 in [0, 1)."""

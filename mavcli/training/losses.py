@@ -149,10 +149,11 @@ def first_frames(task: Task, batch: Batch) -> Tensor:
 
 def _draw(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Diffusion steps (b,), those of clips shifted, and noise of x0's shape."""
-    schedule = _schedule(task)
-    t = draws.integers(schedule.spec.timesteps)
+    schedule, config = _schedule(task), task.config
+    strata = config.batch_size if config.timesteps == "stratified" else 1
+    t = draws.integers(schedule.spec.timesteps, strata=strata)
     if x0.ndim == 5 and x0.shape[1] > 1:
-        t = schedule.shifted(t, task.config.shift)
+        t = schedule.shifted(t, config.shift)
     return t, draws.normal(x0.shape).to(x0.device)
 
 

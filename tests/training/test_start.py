@@ -88,7 +88,12 @@ def test_a_relative_start_belongs_to_the_recipe_file_and_the_words_are_no_paths(
 def test_the_draws_of_a_row_are_its_own_however_the_step_is_cut():
     whole = Draws(3, stage="decoder", step=5, count=6)
     parts = [Draws(3, stage="decoder", step=5, first=first, count=3) for first in (0, 3)]
-    for draw in (lambda d, n: d.integers(1000), lambda d, n: d.uniform(), lambda d, n: d.normal((n, 2, 3))):
+    for draw in (
+        lambda d, n: d.integers(1000),
+        lambda d, n: d.integers(1000, strata=6),
+        lambda d, n: d.uniform(),
+        lambda d, n: d.normal((n, 2, 3)),
+    ):
         values = draw(whole, 6)
         assert torch.equal(values, torch.cat([draw(part, 3) for part in parts]))
         assert len(values.flatten().unique()) == values.numel()
@@ -97,6 +102,19 @@ def test_the_draws_of_a_row_are_its_own_however_the_step_is_cut():
     for changed in ({"seed": 4}, {"stage": "sr_l"}, {"step": 6}, {"first": 1}, {"held_out": True}):
         arguments = {"seed": 3, "stage": "decoder", "step": 5, **changed}
         assert not torch.equal(Draws(arguments.pop("seed"), **arguments).normal((1, 4)), first)
+
+
+def test_stratified_integers_fall_into_every_part_and_are_uniform_within_it():
+    strata, high = 4, 10
+    drawn = torch.stack(
+        [Draws(0, stage="s", step=i, count=8).integers(high, strata=strata) for i in range(2000)]
+    )
+    for row in range(8):
+        low, top = row % strata * high // strata, (row % strata + 1) * high // strata
+        counts = torch.bincount(drawn[:, row], minlength=high)
+        assert counts[low:top].sum() == 2000, "a row never leaves its part"
+        assert (counts[low:top] > 0.8 * 2000 / (top - low)).all()
+    assert Draws(0, stage="s", step=0, count=5).integers(2, strata=5).max() <= 1, "more parts than values"
 
 
 def test_normal_draws_are_normal():
