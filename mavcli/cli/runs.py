@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mavcli.cli.console import Console, duration, table
-from mavcli.cli.options import JsonOption
+from mavcli.cli.options import ForceOption, JsonOption
 from mavcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,15 @@ def runs(
     folder: Annotated[
         Path, typer.Argument(metavar="[DIR]", help="Where trainings are looked for, four levels deep.")
     ] = Path("runs"),
+    curves: Annotated[
+        Path | None,
+        typer.Option(
+            "--curves",
+            metavar="FILE.svg",
+            help="Draw the loss over the steps; of several trainings, the held-out loss of the newest eight.",
+        ),
+    ] = None,
+    force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """List trainings: stage, step, loss, held-out loss, speed, time left, and whether it still runs.
@@ -41,7 +50,31 @@ def runs(
         heads = ("run", "stage", "state", "step", "loss", "held out", "speed", "left", "last written")
         for line in table([_row(run, folder) for run in found], heads=heads):
             console.result(line)
+    if curves is not None:
+        _draw(found, folder, curves, force=force)
+        console.message(str(curves))
     console.result_object({"runs": [dataclasses.asdict(run) for run in found]})
+
+
+def _draw(found: list[Run], root: Path, path: Path, *, force: bool) -> None:
+    from mavcli.engine.output import write_text
+    from mavcli.evaluation.plots import lines_svg
+    from mavcli.training.runs import loss_curves
+
+    if path.suffix != ".svg":
+        raise UsageError(f"`{path}` is no name for a drawing, wanted one that ends in .svg")
+    lines = {str(run.folder.relative_to(root)): loss_curves(run.folder) for run in found}
+    if len(lines) == 1:
+        (series,) = lines.values()
+        title = f"{found[0].stage}: loss over the steps"
+    else:
+        held = {name: curve["held out"] for name, curve in lines.items() if "held out" in curve}
+        series, title = dict(list(held.items())[:8]), "held-out loss over the steps"
+    if not series:
+        raise UsageError(
+            f"no training in {root} has written a loss yet", hint="the first comes after `log_every` steps"
+        )
+    write_text(path, lines_svg(series, title=title, x="step"), force=force)
 
 
 def _row(run: Run, root: Path) -> tuple[str, ...]:

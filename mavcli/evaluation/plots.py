@@ -1,4 +1,4 @@
-"""Two plots as SVG: a score against the number of samples, and one bar a class.
+"""Plots as SVG: a score against the number of samples, one bar a class, and the curves of trainings.
 
 Written out by hand: two axes and a handful of marks need no plotting library, and the text stays text. They follow the
 reader's light or dark theme where they are shown by a browser.
@@ -76,6 +76,46 @@ def curve_svg(
             parts.append(_text(x(count), _HEIGHT - _BOTTOM + 20, f"{count:,}", "soft middle"))
             before = x(count)
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, "samples", "soft middle"))
+    return _svg(_WIDTH, _HEIGHT, parts)
+
+
+_COLOURS = ("#2f5bea", "#d9480f", "#0b8a4b", "#9c36b5", "#b8860b", "#0c8599", "#c2255c", "#5c677d")
+
+
+def lines_svg(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str) -> str:
+    """Named lines of (x, y), at most eight, over one linear axis called `x`; the name stands where a line ends."""
+    if not 1 <= len(series) <= len(_COLOURS) or not all(series.values()):
+        raise ValueError(f"wanted 1 to {len(_COLOURS)} lines with at least one point each")
+    points = [point for line in series.values() for point in line]
+    low, high, ticks = _axis(min(v for _, v in points), max(v for _, v in points))
+    left, right, across = _axis(min(p for p, _ in points), max(p for p, _ in points))
+    width = _WIDTH - _LEFT - 3 * _RIGHT - 8 * max(len(name) for name in series)
+
+    def at(value: float) -> float:
+        return _LEFT + width * (value - left) / (right - left)
+
+    def y(value: float) -> float:
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)
+
+    parts = [_text(_LEFT, 26, title, "title")]
+    for tick in ticks:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + width}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        )
+        parts.append(_text(_LEFT - 10, y(tick) + 4, f"{tick:g}", "soft right"))
+    parts += [_text(at(tick), _HEIGHT - _BOTTOM + 20, f"{tick:,g}", "soft middle") for tick in across]
+    below = -math.inf
+    ends = sorted(zip(series.items(), _COLOURS, strict=False), key=lambda item: -item[0][1][-1][1])
+    for (name, line), colour in ends:
+        path = " ".join(f"{at(place):.1f},{y(value):.1f}" for place, value in line)
+        parts.append(f'<polyline class="line" style="stroke: {colour}" points="{path}"/>')
+        place, value = line[-1]
+        parts.append(
+            f'<circle style="fill: {colour}" cx="{at(place):.1f}" cy="{y(value):.1f}" r="4"><title>{value:g}</title></circle>'
+        )
+        below = max(y(value) + 4, below + 16)  # lines may end closer than their names are high
+        parts.append(_text(_LEFT + width + 14, below, f"{name} {value:.4g}", "soft"))
+    parts.append(_text(_LEFT + width / 2, _HEIGHT - 10, x, "soft middle"))
     return _svg(_WIDTH, _HEIGHT, parts)
 
 

@@ -74,6 +74,16 @@ def read_run(folder: Path, *, now: float | None = None) -> Run:
     )
 
 
+def loss_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of the `loss` (a moving mean) and of the `held out` loss of the training in `folder`; none is left out."""
+    lines = list(_objects(folder / "metrics.jsonl"))
+    found = {
+        name: [(line["step"], value) for line in lines if (value := _number(line, key)) is not None]
+        for name, key in (("loss", "loss"), ("held out", "held_out"))
+    }
+    return {name: points for name, points in found.items() if points}
+
+
 def _state(folder: Path, lines: list[dict[str, Any]], *, step: int, steps: float | None, age: float) -> State:
     held = _is_locked(folder / ".lock")
     if held:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from filelock import FileLock
@@ -117,3 +118,35 @@ def test_runs_are_listed_without_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'numpy', 'av', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def points_of(svg: Path) -> dict[str, int]:
+    """Name of each line of a drawing -> number of its points."""
+    root = ElementTree.fromstring(svg.read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    lines = [len(e.get("points", "").split()) for e in root.iter(f"{space}polyline")]
+    names = [e.text for e in root.iter(f"{space}text") if e.get("class") == "soft" and e.text]
+    return dict(zip((name.rsplit(" ", 1)[0] for name in names), lines, strict=True))
+
+
+def test_curves_of_one_training_are_its_losses_and_of_several_what_each_holds_out(tmp_path: Path) -> None:
+    one = write(tmp_path / "a" / "interp", logged(10), logged(20), {"step": 20, "held_out": 0.5}, logged(30))
+    drawing = tmp_path / "one.svg"
+    assert mav(["runs", str(one), "--curves", str(drawing)]) == 0
+    assert points_of(drawing) == {"loss": 3, "held out": 1}
+    write(tmp_path / "b" / "sr_l", logged(10), {"step": 10, "held_out": 0.2}, {"step": 20, "held_out": 0.1})
+    several = tmp_path / "several.svg"
+    assert mav(["runs", str(tmp_path), "--curves", str(several)]) == 0
+    assert points_of(several) == {"a/interp": 1, "b/sr_l": 2}
+
+
+def test_a_drawing_is_not_overwritten_unasked_and_has_its_own_suffix(tmp_path: Path, capsys) -> None:
+    folder = write(tmp_path / "interp", logged(10))
+    drawing = tmp_path / "x.svg"
+    drawing.write_text("mine")
+    assert mav(["runs", str(folder), "--curves", str(drawing)]) == 6
+    assert drawing.read_text() == "mine" and "--force" in capsys.readouterr().err
+    assert mav(["runs", str(folder), "--curves", str(drawing), "--force"]) == 0
+    assert drawing.read_text().startswith("<svg")
+    assert mav(["runs", str(folder), "--curves", str(tmp_path / "x.png")]) == 2
+    assert not (tmp_path / "x.png").exists()
