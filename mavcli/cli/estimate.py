@@ -53,13 +53,16 @@ def estimate(
     from mavcli.recipe.load import load_recipe
     from mavcli.recipe.resolve import probe_machine
     from mavcli.recipe.schema import STAGES
-    from mavcli.training.stages import get_stage
+    from mavcli.training.stages import get_stage, has_stage
 
     if stage is not None:
         get_stage(stage)  # before a `--set` that would name it
     loaded = load_recipe(recipe, sets=sets or ())
     from mavcli.training.estimate import GIB, estimate_generation, estimate_stage, find_devices
+    from mavcli.training.start import check_stage
 
+    if stage is not None:
+        check_stage(get_stage(stage), loaded.recipe, 1)
     with Console(quiet=quiet, json=json) as console:
         devices = find_devices(
             loaded.recipe,
@@ -68,7 +71,7 @@ def estimate(
             memory=None if memory is None else round(memory * GIB),
             rate=None if tflops is None else tflops * 1e12,
         )
-        names = [stage] if stage else [name for name in STAGES if _has(loaded.recipe, name)]
+        names = [stage] if stage else [name for name in STAGES if has_stage(loaded.recipe, name)]
         found = []
         console.stage("estimating", len(names))
         for name in names:
@@ -101,17 +104,6 @@ def estimate(
                 "generation": None if clip is None else _generation_object(clip),
             }
         )
-
-
-def _has(recipe: object, name: str) -> bool:
-    """Whether the family has this stage: a super-resolution that is no network is not trained."""
-    cascade = recipe.cascade  # type: ignore[attr-defined]
-    part = {"sr_l": cascade.sr_l, "sr_lt": cascade.sr_l, "sr_h": cascade.sr_h}.get(name)
-    if part is not None and part.kind != "network":
-        return False
-    if name in ("decoder_t", "interp"):
-        return bool(cascade.decoder.network.temporal != "none")
-    return name != "sr_lt" or bool(cascade.sr_l.network.temporal != "none")
 
 
 def _lines(

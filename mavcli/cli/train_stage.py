@@ -101,10 +101,10 @@ def train_stage(
     with Console(quiet=quiet or not first, json=json) as console:
         if dry_run:
             from mavcli.cli.recipe import describe
-            from mavcli.training.start import check_processes, start_path
+            from mavcli.training.start import check_stage, start_path
             from mavcli.weights.locate import parent_path, trained_path
 
-            check_processes(known, loaded.recipe, resolved.devices)
+            check_stage(known, loaded.recipe, resolved.devices)
             console.result(f"stage {stage}: {known.title} ({known.source}), data: {known.data}")
             console.result(f"starts from {start_path(known, loaded.recipe) or 'scratch'}")
             if known.needs_clip:
@@ -121,9 +121,9 @@ def train_stage(
             return
         if place is None and resolved.devices > 1:
             from mavcli.training.launch import launch
-            from mavcli.training.start import check_processes
+            from mavcli.training.start import check_stage
 
-            check_processes(known, loaded.recipe, resolved.devices)
+            check_stage(known, loaded.recipe, resolved.devices)
             console.message(f"{resolved.devices} processes train together, on {resolved.backend}")
             launch(resolved.devices, sys.argv[1:])
             return

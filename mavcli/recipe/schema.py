@@ -242,7 +242,9 @@ class Train(Spec):
     seed: int = 0
     tensorboard: bool = Field(False, description="metrics for TensorBoard too, beside metrics.jsonl")
     embeddings_gb: float = Field(
-        2.0, ge=0, description="what the frozen CLIP towers said of your files is kept up to this; 0 keeps nothing"
+        2.0,
+        ge=0,
+        description="what the frozen CLIP towers said of your files is kept up to this; 0 keeps nothing",
     )
     data: Data = Data()
     defaults: StageTraining = Field(StageTraining(), description="what a stage has that says nothing else")

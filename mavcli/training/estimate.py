@@ -208,7 +208,9 @@ def estimate_stage(
     where = "measured here" if devices.here else "assumed of each GPU"
     how = f"from its FLOPs at {devices.rate / 1e12:.3g} TFLOP/s {where}, if data keep up"
 
-    some = _probe_samples(cost, at_once, devices) if probe and devices.backend is not None else 0
+    some = 0
+    if probe and devices.backend is not None:
+        some = _probe_samples(cost, at_once, devices, fewest=stage.fewest)
     needed = memory.total - memory.activations + cost.activations(some, gradients_before=True)
     if some and devices.backend is not None and needed < (limit or math.inf):
         probed = some
@@ -328,7 +330,9 @@ class _Counter:
         )
         key = f"{dtype} {shape.model_dump_json()}"
         if key not in self.known:
-            self.known[key] = count_step(self.stage, self.recipe, shape, dtype=_DTYPES[dtype])
+            self.known[key] = count_step(
+                self.stage, self.recipe, shape, dtype=_DTYPES[dtype], samples=self.stage.fewest
+            )
         return self.known[key]
 
 
@@ -355,10 +359,10 @@ def _memory(
     )
 
 
-def _probe_samples(cost: StepCost, at_once: int, devices: Devices) -> int:
+def _probe_samples(cost: StepCost, at_once: int, devices: Devices, *, fewest: int) -> int:
     """Samples of which a step takes a few seconds; 0 where one alone takes too long."""
     affordable = _PROBE_SECONDS * devices.rate / cost.flops_per_sample
-    return 0 if affordable < 0.1 else max(1, min(at_once, int(affordable)))
+    return 0 if affordable < 0.1 else max(fewest, min(at_once, int(affordable)))
 
 
 def _what_fits(

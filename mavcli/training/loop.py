@@ -37,7 +37,7 @@ from mavcli.training.optim import learning_rate
 from mavcli.training.previews import grid
 from mavcli.training.stage import Batch, Stage
 from mavcli.training.stages import get_stage
-from mavcli.training.start import build_task, check_processes
+from mavcli.training.start import build_task, check_stage
 from mavcli.training.trainer import Step, Trainer
 from mavcli.weights.locate import trained_path
 from mavcli.weights.provenance import Parent, WeightsHeader, read_header, save_weights
@@ -75,7 +75,7 @@ def train_stage(
     """
     recipe, stage = loaded.recipe, get_stage(name)
     group = group or Group(device=backend.device)
-    check_processes(stage, recipe, group.world)
+    check_stage(stage, recipe, group.world)
     folder = Path(recipe.train.out) / name
     source = open_source(recipe.train.data, stage.data, stage=name, base=loaded.path.parent, report=report)
     report.message(f"data: {source.describe()}")

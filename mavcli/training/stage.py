@@ -69,8 +69,8 @@ class Stage:
     """One of the eight stages.
 
     `parents` are the stages whose weights it starts from, the first that exists; `parent_needed` forbids scratch.
-    `needs_clip` says that the frozen towers take part. `loss(task, batch, draws)` takes all its randomness from `draws` and
-    returns the loss of each row (b,).
+    `needs_clip` says that the frozen towers take part, `fewest` how many samples the loss compares at least.
+    `loss(task, batch, draws)` takes all its randomness from `draws` and returns the loss of each row (b,).
     """
 
     name: str
@@ -85,5 +85,6 @@ class Stage:
     parent_needed: bool = False
     needs_clip: bool = False
     masks: bool = False
+    fewest: int = 1
     schedule: Callable[[Recipe], Schedule] | None = None
     prepare: Callable[[Task, Callable[[int], Batch]], None] = field(default=lambda task, batch_of: None)

@@ -8,6 +8,7 @@ import torch
 
 from mavcli.diffusion.schedule import Schedule
 from mavcli.errors import UsageError
+from mavcli.recipe.schema import Recipe
 from mavcli.specs import UNetSpec
 from mavcli.training import losses, previews
 from mavcli.training.stage import Batch, Stage, Task
@@ -44,6 +45,7 @@ STAGES: dict[str, Stage] = {
             network=lambda r: r.cascade.clip.network,
             size=lambda r: r.cascade.clip.network.image_size,
             loss=losses.clip_loss,
+            fewest=2,
         ),
         Stage(
             name="prior",
@@ -146,3 +148,27 @@ def get_stage(name: str) -> Stage:
         suggestion = f", did you mean `{near[0]}`" if near else ""
         raise UsageError(f"no stage `{name}`{suggestion}", hint=f"the stages are {', '.join(STAGES)}")
     return STAGES[name]
+
+
+def has_stage(recipe: Recipe, name: str) -> bool:
+    """Whether the family has this stage."""
+    return missing_stage(recipe, name) is None
+
+
+def missing_stage(recipe: Recipe, name: str) -> tuple[str, str, str] | None:
+    """Why the family has no such stage: a setting, its value, the value that it would need. None where it has.
+
+    A super-resolution that is no network is not trained, nor are temporal layers that are not there.
+    """
+    cascade = recipe.cascade
+    enlarging = {"sr_l": "sr_l", "sr_lt": "sr_l", "sr_h": "sr_h"}.get(name)
+    if enlarging is not None:
+        kind = cascade.sr_h.kind if enlarging == "sr_h" else cascade.sr_l.kind
+        if kind != "network":
+            return f"cascade.{enlarging}.kind", kind, "network"
+    inflated = {"decoder_t": "decoder", "interp": "decoder", "sr_lt": "sr_l"}.get(name)
+    if inflated is not None:
+        network = cascade.decoder.network if inflated == "decoder" else cascade.sr_l.network
+        if network.temporal == "none":
+            return f"cascade.{inflated}.network.temporal", "none", "p3d"
+    return None

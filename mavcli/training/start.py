@@ -16,6 +16,7 @@ from mavcli.recipe.share import cache_dir
 from mavcli.training.distributed import Group
 from mavcli.training.embeddings import Embeddings
 from mavcli.training.stage import Stage, Task
+from mavcli.training.stages import missing_stage
 from mavcli.weights.locate import inherit, parent_path, stage_path, trained_path
 from mavcli.weights.provenance import Parent, load_weights, read_header, weight_files
 
@@ -106,10 +107,22 @@ def start_path(stage: Stage, recipe: Recipe) -> Path | None:
     return path
 
 
-def check_processes(stage: Stage, recipe: Recipe, processes: int) -> None:
-    """Raises RecipeError where a stage cannot be trained by so many processes."""
+def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where the family has no such stage, or so many processes cannot train it."""
     config = recipe.stage(stage.name)
     key = f"train.stages.{stage.name}"
+    if (missing := missing_stage(recipe, stage.name)) is not None:
+        setting, value, wanted = missing
+        raise RecipeError(
+            f"the family `{recipe.name}` has no stage `{stage.name}`: `{setting}` is `{value}`",
+            hint=f"leave the stage out, or say `{setting}: {wanted}` and describe the network",
+        )
+    if config.batch_size < stage.fewest:
+        raise RecipeError(
+            f"`{key}.batch_size` is {config.batch_size}: the loss of `{stage.name}` compares samples, "
+            f"it needs {stage.fewest}",
+            hint=f"--set {key}.batch_size={stage.fewest}",
+        )
     if config.batch_size % processes:
         nearest = max(1, round(config.batch_size / processes)) * processes
         raise RecipeError(

@@ -176,7 +176,7 @@ def test_shifted_steps_are_as_many_and_lie_nearer_to_the_noisiest(spacing, steps
     schedule = Schedule.from_spec(ScheduleSpec())
     plain, shifted = schedule.respace(steps, spacing), schedule.respace(steps, spacing, shift=4.0)
     assert len(set(shifted)) == steps and shifted == sorted(shifted)
-    assert 0 <= shifted[0] and shifted[-1] <= 999
+    assert shifted[0] >= 0 and shifted[-1] <= 999
     if steps < 1000:
         assert sum(shifted) > sum(plain)
     assert schedule.respace(steps, spacing, shift=1.0) == plain

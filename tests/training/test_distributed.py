@@ -220,6 +220,23 @@ def test_what_processes_cannot_share_is_refused_before_anything_is_built(tiny, b
             train_stage(recipe, "clip", backend=backend, report=heard(), group=Group(0, 2))
 
 
+@pytest.mark.parametrize(
+    ("stage", "change", "said"),
+    [
+        ("sr_h", "cascade.sr_h.kind=lanczos", r"`cascade.sr_h.kind` is `lanczos`"),
+        ("sr_lt", "cascade.sr_l.kind=none", r"`cascade.sr_l.kind` is `none`"),
+        ("interp", "cascade.decoder.network.temporal=none", r"`cascade.decoder.network.temporal` is `none`"),
+        ("clip", "train.stages.clip.batch_size=1", r"the loss of `clip` compares samples, it needs 2"),
+    ],
+)
+def test_what_the_family_cannot_train_is_refused_before_anything_is_built(
+    stage, change, said, tiny, backend, heard, tmp_path
+):
+    with pytest.raises(RecipeError, match=said):
+        train_stage(tiny(tmp_path, change), stage, backend=backend, report=heard())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_launchers_say_who_is_who():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
     assert find_place(torchrun) == Place(3, 8, 1, "a", 1234)

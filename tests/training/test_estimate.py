@@ -183,6 +183,19 @@ def test_mav_estimate_needs_no_gpu_for_the_paper(capsys: pytest.CaptureFixture[s
     assert told["generation"] is None and told["devices"]["here"] is False
 
 
+def test_mav_estimate_tells_every_stage_of_a_rehearsal(capsys: pytest.CaptureFixture[str]) -> None:
+    """CLIP's tower of residual blocks ends in one pixel here: a batch norm needs two pictures."""
+    assert mav(["estimate", "tiny", "--json", "--no-probe"]) == 0
+    assert [stage["stage"] for stage in json.loads(capsys.readouterr().out)["stages"]] == list(STAGES)
+
+
+def test_a_stage_that_the_family_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mav(["estimate", "my-data", "sr_h"]) == 2
+    assert (
+        "the family `my-data` has no stage `sr_h`: `cascade.sr_h.kind` is `none`" in capsys.readouterr().err
+    )
+
+
 def test_a_stage_that_is_not_there_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert mav(["estimate", "pocket", "decodr"]) == 2
     assert "did you mean `decoder`" in capsys.readouterr().err
