@@ -221,19 +221,23 @@ def test_what_processes_cannot_share_is_refused_before_anything_is_built(tiny, b
 
 
 @pytest.mark.parametrize(
-    ("stage", "change", "said"),
+    ("stage", "changes", "said"),
     [
         ("sr_h", "cascade.sr_h.kind=lanczos", r"`cascade.sr_h.kind` is `lanczos`"),
         ("sr_lt", "cascade.sr_l.kind=none", r"`cascade.sr_l.kind` is `none`"),
-        ("interp", "cascade.decoder.network.temporal=none", r"`cascade.decoder.network.temporal` is `none`"),
+        (
+            "interp",
+            "cascade.decoder.network.temporal=none cascade.decoder.network.fps=false",
+            r"`cascade.decoder.network.temporal` is `none`",
+        ),
         ("clip", "train.stages.clip.batch_size=1", r"the loss of `clip` compares samples, it needs 2"),
     ],
 )
 def test_what_the_family_cannot_train_is_refused_before_anything_is_built(
-    stage, change, said, tiny, backend, heard, tmp_path
+    stage, changes, said, tiny, backend, heard, tmp_path
 ):
     with pytest.raises(RecipeError, match=said):
-        train_stage(tiny(tmp_path, change), stage, backend=backend, report=heard())
+        train_stage(tiny(tmp_path, *changes.split()), stage, backend=backend, report=heard())
     assert list(tmp_path.iterdir()) == []
 
 
