@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.models.attention import attend
+from mavcli.models.convolution import conv2d, conv2d_of_doubled
 from mavcli.models.normalisation import GroupNorm
 
 
@@ -36,9 +37,14 @@ class PseudoConv3d(nn.Conv2d):
         if temporal_kernel is not None:
             self.temporal = identity_conv(out_channels, temporal_kernel)
 
-    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """x ((b f), c, h, w) -> ((b f), c', h', w')."""
-        h = super().forward(x)
+    def forward(self, x: Tensor, frames: int = 1, *, doubled: bool = False) -> Tensor:
+        """x ((b f), c, h, w) -> ((b f), c', h', w'); with `doubled` (3x3, stride 1) each pixel of x stands for 2x2."""
+        if doubled:
+            h = conv2d_of_doubled(x, self.weight, self.bias)
+        elif self.kernel_size == (3, 3) and self.stride == (1, 1):
+            h = conv2d(x, self.weight, self.bias)
+        else:
+            h = super().forward(x)
         if self.temporal is None or frames == 1:
             return h
         return temporal_conv(h, self.temporal, frames)

@@ -320,8 +320,10 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         h = self.in_layers[0](x, activation=self.activation)
         if self.resample:
-            h, x = resample(h, self.resample), resample(x, self.resample)
-        h = self.in_layers[2](h, context.frames)
+            x = resample(x, self.resample)
+        if self.resample == "down":
+            h = resample(h, "down")
+        h = self.in_layers[2](h, context.frames, doubled=self.resample == "up")
 
         emb = self.emb_layers(context.emb)
         if self.temporal_emb is not None and context.fps_emb is not None:
@@ -418,7 +420,7 @@ class Upsample(nn.Module):
         self.conv = PseudoConv3d(channels, channels, 3, temporal_kernel=temporal)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        return self.conv(resample(x, "up"), context.frames)
+        return self.conv(x, context.frames, doubled=True)
 
 
 def resample(x: Tensor, direction: str) -> Tensor:

@@ -19,12 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from mavcli.models.convolution import direct
+
 
 class Trace(TorchDispatchMode):
     """Counts what runs inside: `flops`, and which storages lived when.
 
     FLOPs are those of `torch.utils.flop_counter`: 2 per multiply-add of convolutions, matrix products and attention;
-    norms, activations and copies are not counted. Storages of `known` tensors (weights, inputs) are not counted, nor
+    norms, activations and copies are not counted. Convolutions run, and count, as they are defined. Storages of `known` tensors (weights, inputs) are not counted, nor
     are those of other devices than `device`.
     """
 
@@ -37,6 +39,15 @@ class Trace(TorchDispatchMode):
         self._live: dict[int, tuple[int, Any]] = {}
         self._events: list[tuple[int, int]] = []  # (number of the storage, bytes more or less)
         self._count = 0
+
+    def __enter__(self) -> Trace:
+        self._definition = direct()
+        self._definition.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._definition.__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

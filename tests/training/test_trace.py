@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavcli.engine.backend import Backend
+from mavcli.models.convolution import direct
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.training.stages import STAGES, get_stage
 from mavcli.training.step_cost import count_step, probe_step
@@ -49,7 +50,7 @@ def test_tensors_that_were_there_before_do_not_count() -> None:
 def test_flops_are_those_of_torchs_counter(name: str, tiny: Tiny, backend: Backend, tmp_path: Path) -> None:
     recipe = tiny(tmp_path, f"train.stages.{name}.optimizer=adamw").recipe  # Muon multiplies matrices too
     stage, config = get_stage(name), recipe.stage(name)
-    with FlopCounterMode(display=False) as counter:
+    with direct(), FlopCounterMode(display=False) as counter:
         probe = probe_step(stage, recipe, config, backend=backend, samples=2)
     watched = probe.cost.forward + probe.cost.backward
     assert 2 * watched == counter.get_total_flops() > 0  # the second pass is timed, not watched
