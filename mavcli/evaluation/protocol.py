@@ -120,6 +120,11 @@ def prompts_of(preset: Preset, captions: Path | None, *, sentences: Sentences | 
             f"preset `{preset.name}` needs the benchmark's captions, which are not part of mav",
             hint=f"--captions {_CAPTION_HINTS[asked.source]}",
         )
+    if captions.is_dir() and asked.source != "ucf101":
+        raise InputError(
+            f"`{captions}` is a folder, preset `{preset.name}` reads one file",
+            hint=f"--captions {_CAPTION_HINTS[asked.source]}",
+        )
     if asked.source == "msrvtt":
         texts = msrvtt_captions(captions, per_video=asked.per_video, ascii_only=asked.ascii)
     elif asked.source == "ucf101":

@@ -106,6 +106,15 @@ def test_a_file_with_another_count_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "wanted"), [("msrvtt", "test_videodatainfo.json"), ("drawbench", "a text file")]
+)
+def test_a_folder_where_a_preset_reads_one_file_says_which(tmp_path: Path, name: str, wanted: str) -> None:
+    with pytest.raises(InputError, match=f"is a folder, preset `{name}` reads one file") as raised:
+        prompts_of(find_preset(name), tmp_path)
+    assert raised.value.hint is not None and wanted in raised.value.hint
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", "is no JSON"),
