@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,7 +166,14 @@ def _train(
     try:
         with open_group(place, opened.device) as group:
             return train(
-                loaded, stage, backend=opened, report=console, group=group, workers=workers, allow=allow
+                loaded,
+                stage,
+                backend=opened,
+                report=console,
+                group=group,
+                workers=workers,
+                allow=allow,
+                command=shlex.join(["mav", *sys.argv[1:]]),
             )
     except Exception as error:
         if place is None:

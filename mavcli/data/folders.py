@@ -91,15 +91,15 @@ class FolderSource:
         self._redrawn += redrawn
 
     def describe(self) -> str:
-        """`used 412 of 431 clips (...); 20 of them are held out`, and what was drawn again in the batches counted so far."""
+        """`used 412 of 431 clips (...), 20 held out`, and what was drawn again in the batches counted so far."""
         line = self._used
         if self._split:
-            line += f"; {len(self._aside)} of them are held out"
+            line += f", {len(self._aside)} held out"
         else:
             line += f"; the held-out loss is on training files, fewer than {FEWEST_FILES} different ones set none aside"
         if self._redrawn != Redrawn():
-            line += f"; {self._redrawn.rate} draws had their frame rate moved to what the file allows"
-            line += f", {self._redrawn.clip} fell on a file too short for any rate and were drawn again"
+            line += f"; frame rate moved to what the file allows: {self._redrawn.rate} x"
+            line += f", drawn again for a file too short for any rate: {self._redrawn.clip} x"
         return line
 
 

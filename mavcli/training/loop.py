@@ -37,7 +37,7 @@ from mavcli.training.optim import learning_rate
 from mavcli.training.previews import grid
 from mavcli.training.stage import Batch, Stage
 from mavcli.training.stages import get_stage
-from mavcli.training.start import build_task, check_stage
+from mavcli.training.start import build_task, check_parents, check_stage
 from mavcli.training.trainer import Step, Trainer
 from mavcli.weights.locate import trained_path
 from mavcli.weights.provenance import Parent, WeightsHeader, read_header, save_weights
@@ -67,16 +67,21 @@ def train_stage(
     fresh: bool = False,
     workers: int = 0,
     allow: Sequence[str] = (),
+    command: str | None = None,
 ) -> Trained:
     """Train stage `name` to its last step, or go on where it was stopped; every process of `group` calls this.
 
-    `allow` names changed keys of the recipe with which a training goes on all the same.
-    Raises RecipeError (data, a changed recipe), WeightsError (a parent is missing), DivergedError (7), Interrupted.
+    `allow` names changed keys of the recipe with which a training goes on all the same; `command` is what the user has to
+    say again after a signal.
+    Raises RecipeError (data, a changed recipe), WeightsError (a parent is missing, no checkpoint is whole), DivergedError (7),
+    Interrupted.
     """
     recipe, stage = loaded.recipe, get_stage(name)
     group = group or Group(device=backend.device)
     check_stage(stage, recipe, group.world)
     folder = Path(recipe.train.out) / name
+    if not any(folder.glob("step-*")):
+        check_parents(stage, recipe)  # before data are read, which may take hours
     source = open_source(recipe.train.data, stage.data, stage=name, base=loaded.path.parent, report=report)
     report.message(f"data: {source.describe()}")
     backend.apply()
@@ -104,7 +109,8 @@ def train_stage(
             widened=stage.masks,
         )
         _refuse_idle(trainer)
-        run = _Run(loaded, stage, trainer, source, folder, parents, report)
+        again = command or f"mav train-stage {name} {loaded.path}"
+        run = _Run(loaded, stage, trainer, source, folder, parents, report, again=again)
         if checkpoint is not None:
             run.resume(checkpoint)
         report.message(f"{stage.title}: {trainer.count / 1e6:.2f} M parameters train, in {folder}")
@@ -126,7 +132,10 @@ class _Run:
         folder: Path,
         parents: list[Parent],
         report: Report,
+        *,
+        again: str,
     ) -> None:
+        self.again = again
         self.loaded, self.recipe, self.stage, self.config = loaded, loaded.recipe, stage, trainer.config
         self.trainer, self.group, self.folder, self.report = trainer, trainer.group, folder, report
         self.parents = parents
@@ -199,8 +208,7 @@ class _Run:
                     kind = signal.Signals(stop)
                     raise Interrupted(
                         f"stopped by {kind.name} at step {done} of {config.steps}; the state is saved in {self.folder}",
-                        hint="run the same command again to go on: "
-                        f"mav train-stage {self.stage.name} {self.loaded.path}",
+                        hint=f"run the same command again to go on: {self.again}",
                         exit_code=128 + int(kind),
                     )
         if log is not None:
@@ -348,6 +356,12 @@ def _last_checkpoint(
                 raise UsageError(
                     f"{folder} holds a run already",
                     hint="choose another folder with `--set train.out=...`, or delete it",
+                )
+            if found[0] is None and found[1]:
+                raise WeightsError(
+                    f"no checkpoint in {folder} is whole: {'; '.join(found[1])}; nothing was overwritten",
+                    hint=f"train on from the last exported weights: `-o DIR --start {trained_path(recipe, name)}`; "
+                    "or delete the damaged ones to start anew",
                 )
         except (WeightsError, UsageError) as error:
             failure = error

@@ -55,12 +55,7 @@ def build_task(
         parents.append(header.as_parent())
     clip, kept = None, None
     if stage.needs_clip:
-        towers = parent_path(recipe, "clip")
-        if towers is None:
-            raise WeightsError(
-                f"stage `{stage.name}` needs CLIP's towers, which are not trained yet: no {trained_path(recipe, 'clip')}",
-                hint="mav train-stage clip RECIPE",
-            )
+        towers = _towers_path(stage, recipe)
         clip = load_clip(recipe, towers).to(backend.device)
         header = read_header(towers)
         parents.append(header.as_parent())
@@ -105,6 +100,23 @@ def start_path(stage: Stage, recipe: Recipe) -> Path | None:
             hint="`mav weights ls` lists the weights there are; `start=auto` takes the parent stage's",
         )
     return path
+
+
+def check_parents(stage: Stage, recipe: Recipe) -> None:
+    """Raises WeightsError where weights are missing that a training of `stage` would begin with; reads none."""
+    start_path(stage, recipe)
+    if stage.needs_clip:
+        _towers_path(stage, recipe)
+
+
+def _towers_path(stage: Stage, recipe: Recipe) -> Path:
+    towers = parent_path(recipe, "clip")
+    if towers is None:
+        raise WeightsError(
+            f"stage `{stage.name}` needs CLIP's towers, which are not trained yet: no {trained_path(recipe, 'clip')}",
+            hint="mav train-stage clip RECIPE",
+        )
+    return towers
 
 
 def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:

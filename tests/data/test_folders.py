@@ -59,7 +59,7 @@ def test_held_out_pictures_are_never_drawn_in_training(kind, photos):
     kept = {level(source.held_out().image(rng, 8)) for rng in rngs(200)}
     assert kept and not kept & trained and trained | kept == {4 * i for i in range(60)}
     assert f"used 60 of 60 {'images' if kind == 'image' else 'pairs'}" in source.describe()
-    assert source.describe().endswith(f"{len(kept)} of them are held out")
+    assert source.describe().endswith(f", {len(kept)} held out")
 
 
 def test_captions_belong_to_their_pictures(photos):
@@ -95,8 +95,8 @@ def test_the_rate_moves_to_what_a_file_allows_and_short_files_are_drawn_again_an
     assert source.describe() == quiet, "drawn here, counted where the batches arrive"
     for clip in clips:
         source.count(clip.redrawn)
-    assert "80 draws had their frame rate moved" in source.describe()
-    assert "fell on a file too short for any rate" in source.describe()
+    assert "frame rate moved to what the file allows: 80 x" in source.describe()
+    assert "drawn again for a file too short for any rate" in source.describe()
 
 
 def test_the_split_is_by_content_and_not_by_name(photos, tmp_path):

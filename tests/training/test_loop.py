@@ -21,6 +21,7 @@ from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, Us
 from mavcli.training import checkpoint as checkpoint_module
 from mavcli.training import stages
 from mavcli.training.checkpoint import newest_checkpoint, read_manifest, remove_stale, save_checkpoint
+from mavcli.training.loop import train_stage
 from mavcli.training.trainer import Trainer
 from mavcli.weights.provenance import read_header
 
@@ -125,6 +126,34 @@ def test_a_damaged_checkpoint_is_skipped_and_said(harm, train, heard, tmp_path):
     assert report.warnings == [f"{newest} is damaged and was skipped"]
     assert any("step-0000004 at step 4 of 6" in message for message in report.messages)
     assert read_manifest(newest) is not None, "written again"
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_does_not_start_over(train, tmp_path):
+    train("sr_h", tmp_path, STEPS)
+    weights = tmp_path / "weights" / "sr_h.safetensors"
+    exported = weights.read_bytes()
+    for path in (tmp_path / "sr_h").glob("step-*/state.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(
+        WeightsError, match=r"no checkpoint in .* is whole: .*0000006 is damaged.*0000004"
+    ) as told:
+        train("sr_h", tmp_path, STEPS)
+    assert str(weights) in (told.value.hint or "") and weights.read_bytes() == exported
+    for folder in (tmp_path / "sr_h").glob("step-*"):
+        shutil.rmtree(folder)
+    assert train("sr_h", tmp_path, STEPS).step == 6, "as the hint says"
+
+
+def test_a_missing_parent_is_told_before_any_file_is_read(train, tmp_path):
+    with pytest.raises(WeightsError, match="`decoder_t` starts from `decoder`, which is not trained yet"):
+        train("decoder_t", tmp_path, "train.data.world=false", f"train.data.video={tmp_path / 'absent'}")
+
+
+def test_the_command_to_say_again_is_the_whole_one(tiny, backend, heard, tmp_path):
+    command = "mav train-stage sr_h tiny -o 'my run' --set train.seed=3"
+    with pytest.raises(Interrupted) as stopped:
+        train_stage(tiny(tmp_path), "sr_h", backend=backend, report=stop_at(heard, 1), command=command)
+    assert stopped.value.hint == f"run the same command again to go on: {command}"
 
 
 def test_only_the_newest_two_checkpoints_are_kept_and_a_damaged_later_one_counts_for_nothing(tmp_path):
