@@ -151,6 +151,8 @@ class _Clock:
         passed = time.monotonic() - self._started
         if self.done <= 0 or self.total <= 0 or passed < 1:
             return None
+        if self._planned and self.done < 0.01 * self.total:
+            return None  # small first stages take longer to load than to run
         return passed * max(0.0, self.total - self.done) / self.done
 
     def left_words(self) -> str:
