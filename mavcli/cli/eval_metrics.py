@@ -13,7 +13,8 @@ import typer
 
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption, with_options
-from mavcli.errors import MavError, UsageError, WeightsError
+from mavcli.cli.ranks import open_ranks
+from mavcli.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from mavcli.evaluation.clips import Folder, FrameChoice
@@ -405,43 +406,33 @@ class _Session:
 
 @contextmanager
 def _session(chosen: Measuring, device: str) -> Iterator[_Session]:
-    """Open the ranks and the console; a rank that does not lead is silent, and ends as the leading one does."""
-    from mavcli.evaluation.shards import open_shard
-
-    with (
-        open_shard(device) as shard,
-        Console(quiet=chosen.quiet or not shard.leads, json=chosen.json) as console,
-    ):
-        try:
-            yield _Session(console, shard, chosen)
-        except MavError as error:
-            if shard.leads:
-                raise
-            raise SystemExit(error.exit_code) from error
+    """One command of this process, among the ranks that there are."""
+    with open_ranks(device, quiet=chosen.quiet, json=chosen.json) as (shard, console):
+        yield _Session(console, shard, chosen)
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:
     """What a reader of the terminal sees: the number, then what it is of."""
-    print_ = told["fingerprint"]
+    printed = told["fingerprint"]
     if told["metric"] == "motion":
         lines = _motion_lines(told)
     else:
         spread = "" if told["std"] is None else f" ± {told['std']:.4g}"
         lines = [f"{told['metric']} {told['value']:.6g}{spread}"]
     for side in ("real", "generated", "reference"):
-        if side in print_:
-            facts = print_[side]
+        if side in printed:
+            facts = printed[side]
             sizes = ", ".join(f"{n} of {size}" for size, n in list(facts["sizes"].items())[:3])
             left = f", {facts['left_out']} left out" if facts["left_out"] else ""
             lines.append(
                 f"  {side}: {facts['measured']} {facts['kind']}, {facts['rows']} rows ({sizes}){left}"
             )
-    network, frames = print_["network"], print_["frames"]
+    network, frames = printed["network"], printed["frames"]
     choices = [
         network["name"],
         network.get("weights", ""),
         network.get("resize", ""),
-        print_.get("covariance", ""),
+        printed.get("covariance", ""),
     ]
     lines.append("  " + "; ".join(part for part in choices if part))
     rate = f"{frames['fps']:g} a second" if frames["fps"] else f"every {frames['stride']}"

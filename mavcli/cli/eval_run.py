@@ -10,7 +10,8 @@ import typer
 
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.options import Family, with_options
-from mavcli.errors import MavError, UsageError
+from mavcli.cli.ranks import open_ranks
+from mavcli.errors import UsageError
 from mavcli.report import WithoutMessages
 
 if TYPE_CHECKING:
@@ -126,87 +127,77 @@ def run(
         )
     if sentences and asked.prompts.source != "ucf101":
         raise UsageError("--sentences is for ucf101", hint=f"mav eval run {asked.name} without it")
-    from mavcli.evaluation.shards import open_shard
-
     device = "cpu" if chosen.backend == "cpu" else "auto"
-    with (
-        open_shard(device) as shard,
-        Console(quiet=chosen.quiet or not shard.leads, json=chosen.json) as console,
-    ):
-        try:
-            from mavcli.engine.family import find_family
-            from mavcli.evaluation.benchmark import needed_pieces, plan_benchmark
-            from mavcli.evaluation.clips import open_folder
-            from mavcli.recipe.load import load_recipe
-            from mavcli.recipe.resolve import probe_machine, resolve
+    with open_ranks(device, quiet=chosen.quiet, json=chosen.json) as (shard, console):
+        from mavcli.engine.family import find_family
+        from mavcli.evaluation.benchmark import needed_pieces, plan_benchmark
+        from mavcli.evaluation.clips import open_folder
+        from mavcli.recipe.load import load_recipe
+        from mavcli.recipe.resolve import probe_machine, resolve
 
-            loaded = load_recipe(
-                chosen.recipe, sets=chosen.sets or (), overrides={"hardware.backend": chosen.backend}
-            )
-            resolved = resolve(loaded.recipe, machine=probe_machine())
-            prompts = prompts_of(asked, captions, sentences=sentences)
-            pieces = needed_pieces(loaded.recipe, asked.clip.size)
-            family = find_family(loaded.recipe, pieces, random_weights=chosen.random_weights)  # type: ignore[arg-type]
-            plan = plan_benchmark(
-                asked,
-                prompts,
-                loaded.recipe,
-                random_pieces=family.random,
-                samples=samples,
-                allow_small=allow_small,
-                sentences=sentences,
-            )
-            for text in (*family.warnings, *plan.departures):
-                console.warning(text)
-            files = _weight_files(wanted, weights or [])
-            truth = None
-            if real is not None and any(metric.metric in ("fvd", "fid") for metric in wanted):
-                truth = open_folder(real)
-            folder = out or Path(loaded.recipe.output.dir) / f"eval-{asked.name}-{loaded.recipe.name}"
-            if chosen.dry_run:
-                _tell_plan(console, plan, wanted, files, folder)
-                return
-            told = _run_facts(loaded, resolved, family)
-            _generate(
-                console, shard, loaded, resolved, family, plan, folder, told, batch=batch, force=chosen.force
-            )
-            from mavcli.evaluation.benchmark import score_metric
-            from mavcli.evaluation.protocol import ucf101_classes
-            from mavcli.evaluation.scores import FrameChoice, Measurement
+        loaded = load_recipe(
+            chosen.recipe, sets=chosen.sets or (), overrides={"hardware.backend": chosen.backend}
+        )
+        resolved = resolve(loaded.recipe, machine=probe_machine())
+        prompts = prompts_of(asked, captions, sentences=sentences)
+        pieces = needed_pieces(loaded.recipe, asked.clip.size)
+        family = find_family(loaded.recipe, pieces, random_weights=chosen.random_weights)  # type: ignore[arg-type]
+        plan = plan_benchmark(
+            asked,
+            prompts,
+            loaded.recipe,
+            random_pieces=family.random,
+            samples=samples,
+            allow_small=allow_small,
+            sentences=sentences,
+        )
+        for text in (*family.warnings, *plan.departures):
+            console.warning(text)
+        files = _weight_files(wanted, weights or [])
+        truth = None
+        if real is not None and any(metric.metric in ("fvd", "fid") for metric in wanted):
+            truth = open_folder(real)
+        folder = out or Path(loaded.recipe.output.dir) / f"eval-{asked.name}-{loaded.recipe.name}"
+        if chosen.dry_run:
+            _tell_plan(console, plan, wanted, files, folder)
+            return
+        told = _run_facts(loaded, resolved, family)
+        _generate(
+            console, shard, loaded, resolved, family, plan, folder, told, batch=batch, force=chosen.force
+        )
+        from mavcli.evaluation.benchmark import score_metric
+        from mavcli.evaluation.protocol import ucf101_classes
+        from mavcli.evaluation.scores import FrameChoice, Measurement
 
-            labels = ucf101_classes(captions) if asked.prompts.source == "ucf101" and captions else []
-            how = Measurement(
-                FrameChoice(),
-                cache_dir() / "features",
-                console,
-                shard=shard,
-                skip_unusable=skip_unusable,
-            )
-            scored = []
-            for metric in wanted:
-                network = _network(metric, files, shard)
-                scored.append(
-                    (
+        labels = ucf101_classes(captions) if asked.prompts.source == "ucf101" and captions else []
+        how = Measurement(
+            FrameChoice(),
+            cache_dir() / "features",
+            console,
+            shard=shard,
+            skip_unusable=skip_unusable,
+        )
+        scored = []
+        for metric in wanted:
+            network = _network(metric, files, shard)
+            scored.append(
+                (
+                    metric,
+                    score_metric(
                         metric,
-                        score_metric(
-                            metric,
-                            network,
-                            plan,
-                            folder,
-                            real=truth,
-                            how=how,
-                            resamples=resamples,
-                            labels=labels,
-                        ),
-                    )
+                        network,
+                        plan,
+                        folder,
+                        real=truth,
+                        how=how,
+                        resamples=resamples,
+                        labels=labels,
+                    ),
                 )
-            console.close()
-            if shard.leads:
-                _tell(console, plan, scored, folder, told, captions)
-        except MavError as error:
-            if shard.leads:
-                raise
-            raise SystemExit(error.exit_code) from error
+            )
+        console.close()
+        if shard.leads:
+            _tell(console, plan, scored, folder, told, captions)
 
 
 def _metrics(preset: Preset, names: list[str] | None) -> list[Metric]:
