@@ -12,7 +12,8 @@ them our allocator too, to see what of a ratio comes from it.
 FLOPs are those of a network's definition, whatever its code then does: counted by `torch.utils.flop_counter` for every
 candidate alike, 2 per multiply-add, convolutions and matrix products only, a 3x3 convolution as 9 of them. `mav` gets some
 3x3 convolutions on fewer multiplications (mavcli/models/convolution.py), which makes it faster and not its count smaller:
-its GFLOP/s, like its share, compare times for the same work and are not the rate of the multiplier. The fused attention of SVD and the motion U-Net is counted too; norms, activations and copies are not.
+its GFLOP/s, like its share, compare times for the same work and are not the rate of the multiplier. Fused attention is counted too, for all; norms,
+activations and copies are not.
 
 The conv reference is the best of a few plain `conv2d` forwards in channels_last, in the same rounds and type; shares of
 it, those of forward + backward too, are of that forward figure. bfloat16 is `torch.autocast` over float32 weights, as
@@ -41,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavcli.engine.backend import tune_allocator
@@ -247,7 +249,8 @@ def serve(connection: Connection, build: Callable[[int], Candidate], size: int, 
     while (asked := connection.recv()) is not None:
         mode, dtype = asked
         if mode not in flops:  # also the first, untimed run
-            with direct(), FlopCounterMode(display=False) as counter:
+            # As matrix products: torch 2.14 does not count the CPU's fused attention.
+            with direct(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 run(candidate, mode, torch.float32)
             flops[mode] = counter.get_total_flops()
             run(candidate, mode, DTYPES[dtype])
