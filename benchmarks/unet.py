@@ -409,7 +409,10 @@ def main() -> None:
     peaks: dict[tuple[int, str, str], float] = {}
     for size in args.size or [5, 40]:
         group = [Racer(build, size, tune=args.tune_peers or build is ours) for build in BUILDERS[size]]
-        group = [r for r in group if not args.only or any(text in r.name for text in args.only)]
+        for racer in group:
+            if args.only and not any(text in racer.name for text in args.only):
+                racer.stop()
+        group = [r for r in group if r.process.is_alive()]
         # Training is measured at the small size only: at the large one a round takes minutes.
         modes = [m for m in args.mode or MODES if size == 5 or m == "forward"]
         for mode in modes:
