@@ -17,17 +17,23 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from mavcli.models.convolution import direct
+
+# The fused attention of CPUs, which torch's registry lacks (2.14).
+flop_registry.setdefault(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, sdpa_flop)
+flop_registry.setdefault(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, sdpa_backward_flop
+)
 
 
 class Trace(TorchDispatchMode):
     """Counts what runs inside: `flops`, and which storages lived when.
 
     FLOPs are those of `torch.utils.flop_counter`: 2 per multiply-add of convolutions, matrix products and attention;
-    norms, activations and copies are not counted. Convolutions run, and count, as they are defined. Storages of `known` tensors (weights, inputs) are not counted, nor
-    are those of other devices than `device`.
+    norms, activations and copies are not counted. Convolutions run, and count, as they are defined. Storages of `known`
+    tensors (weights, inputs) are not counted, nor are those of other devices than `device`.
     """
 
     def __init__(self, *, device: torch.device, known: Iterable[Tensor] = ()) -> None:
