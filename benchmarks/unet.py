@@ -54,7 +54,7 @@ from mavcli.specs import UNetSpec
 FRAMES, SIDE = 16, 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("forward", "training")
-WIDE = ", 64 channels"  # a peer at the widths of ours: kinder to it than its own usual ones
+WIDE = ", 64 channels"  # a peer with fewer, wider layers: kinder to it than its own usual ones
 REFERENCE = ((64, 64), (128, 32), (128, 64), (256, 16), (256, 32))  # channels, side
 
 COMMON = UNetSpec(
@@ -68,8 +68,8 @@ COMMON = UNetSpec(
 )
 OURS = {
     5: {
-        "model_channels": 64,
-        "channel_mult": (1, 1, 2),
+        "model_channels": 96,
+        "channel_mult": (1, 1, 1),
         "num_res_blocks": 1,
         "time_embed_dim": 128,
         "clip_dim": 128,

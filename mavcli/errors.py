@@ -1,6 +1,11 @@
 """What can go wrong, one class per exit code. Everything a user can cause is one of these; the rest is a bug (1)."""
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 video`, `1,234 videos`; for nouns whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class MavError(Exception):
     """An error to show as one line: what was found and where it was wanted, then the command that helps.
 

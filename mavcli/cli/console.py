@@ -240,6 +240,7 @@ def _plain_usage(text: str) -> str:
         .replace("'", "`")
         .replace(". Did you", ", did you")
         .replace(": Input", ": input")
+        .replace(": Value error, ", ": ")
     )
     return text[:1].lower() + text[1:]
 
@@ -328,7 +329,9 @@ def duration(seconds: float) -> str:
 
 def _indented(text: str) -> str:
     """Further lines stand below the first, so that several faults read as one list."""
-    lines = clean(text).split("\n")
-    return (
-        lines[0] if len(lines) == 1 else f"{len(lines)} faults\n" + "\n".join(f"  {line}" for line in lines)
-    )
+    first, *rest = clean(text).split("\n")
+    if not rest:
+        return first
+    # A first line with a colon is the list's own heading.
+    head, lines = (first, rest) if first.endswith(":") else (f"{1 + len(rest)} faults", [first, *rest])
+    return "\n  ".join([head, *lines])

@@ -14,6 +14,7 @@ from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.eval_human import human
 from mavcli.cli.eval_run import run
 from mavcli.cli.options import Family, SeedOption, with_options
+from mavcli.errors import counted
 from mavcli.report import WithoutMessages
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def _tables(told: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for group, facts in told["groups"].items():
         total = facts["shares"]["actor"]["total"]
-        lines += ["", f"{group} pairs, {total} {'prompt' if total == 1 else 'prompts'}"]
+        lines += ["", f"{group} pairs, {counted(total, 'prompt')}"]
         rows = [
             (f"  {part}", f"{s['right']}/{s['total']}", _percent(s), _frames(facts, part))
             for part, s in facts["shares"].items()

@@ -9,6 +9,7 @@ import typer
 
 from mavcli.cli.console import Console, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption
+from mavcli.errors import counted
 
 if TYPE_CHECKING:
     from mavcli.evaluation.human import Study
@@ -81,7 +82,7 @@ def human(
         for text in loose[:5]:
             console.warning(text)
         if len(loose) > 5:
-            console.warning(f"{len(loose) - 5} more videos have no partner")
+            console.warning(f"{len(loose) - 5} more without a partner")
         names = _names(a, b)
         study = people.make_study(pairs, a=names[0], b=names[1], questions=asked)  # type: ignore[arg-type]
         folder = out or Path("outputs") / f"human-{'-'.join(_slug(name) for name in names)}"
@@ -91,7 +92,7 @@ def human(
         if static is not None:
             page = write_static(static, study, force=force)
             console.message(
-                f"{len(pairs)} pairs; raters open the page and send their votes back: put the files into {folder}"
+                f"{counted(len(pairs), 'pair')}; raters open the page and send their votes back: put the files into {folder}"
             )
             console.result(page)
             console.result_object(
@@ -102,13 +103,15 @@ def human(
         for text in book.warnings:
             console.warning(text)
         server = HumanServer(study, book, port=port)
-        console.message(f"{len(pairs)} pairs, {len(book)} votes so far, into {file}; Ctrl-C stops")
+        console.message(
+            f"{counted(len(pairs), 'pair')}, {counted(len(book), 'vote')} so far, into {file}; Ctrl-C stops"
+        )
         console.result(server.url)
         console.result_object({"url": server.url, "pairs": len(pairs), "study": study.id, "votes": str(file)})
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
-            console.message(f"{len(book)} votes; `--tally` counts them")
+            console.message(f"{counted(len(book), 'vote')}; `--tally` counts them")
         finally:
             server.server_close()
 
@@ -135,10 +138,12 @@ def _tally(console: Console, study: Study, folder: Path, extra: list[Path]) -> N
         for counts in (item[study.questions[0]],)
     )
     if report["judged"] < report["pairs"]:
-        console.warning(f"{report['pairs'] - report['judged']} of {report['pairs']} pairs have no vote")
+        console.warning(
+            f"{report['pairs'] - report['judged']} of {counted(report['pairs'], 'pair')} without a vote"
+        )
     if few < people.PAPER_RATERS:
         console.warning(
-            f"some pairs have {few} {'rater' if few == 1 else 'raters'}, the paper's table 3 has {people.PAPER_RATERS} each"
+            f"some pairs have {counted(few, 'rater')}, the paper's table 3 has {people.PAPER_RATERS} each"
         )
     console.message(str(path))
     console.result_object({**report, "out": str(path)})
@@ -147,10 +152,9 @@ def _tally(console: Console, study: Study, folder: Path, extra: list[Path]) -> N
 def tally_lines(report: dict[str, Any]) -> list[str]:
     """The tally as a table for people."""
     a, b = report["a"], report["b"]
-    raters = len(report["raters"])
     lines = [
-        f"{a} against {b}: {report['judged']} of {report['pairs']} pairs judged, {report['votes']} votes of "
-        f"{raters} {'rater' if raters == 1 else 'raters'}; {a} on the left {report['left']['a']} times, {b} {report['left']['b']}",
+        f"{a} against {b}: {report['judged']} of {counted(report['pairs'], 'pair')} judged, {counted(report['votes'], 'vote')} of "
+        f"{counted(len(report['raters']), 'rater')}; {a} on the left {report['left']['a']} times, {b} {report['left']['b']}",
         "",
     ]
     rows = []

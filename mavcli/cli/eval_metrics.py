@@ -14,7 +14,7 @@ import typer
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption, with_options
 from mavcli.cli.ranks import open_ranks
-from mavcli.errors import UsageError, WeightsError
+from mavcli.errors import UsageError, WeightsError, counted
 
 if TYPE_CHECKING:
     from mavcli.evaluation.clips import Folder, FrameChoice
@@ -95,9 +95,7 @@ class Measuring:
             raise UsageError(f"--frames {self.frames}, wanted a number or `all`")
         count = None if self.frames == "all" else int(self.frames)
         if count is not None and count < fewest:
-            raise UsageError(
-                f"clips of {count} {'frame' if count == 1 else 'frames'}, {reader} needs at least {fewest}"
-            )
+            raise UsageError(f"clips of {counted(count, 'frame')}, {reader} needs at least {fewest}")
         return FrameChoice(count, self.stride, self.fps, self.start)
 
 
@@ -424,9 +422,8 @@ def _lines(told: Mapping[str, Any]) -> list[str]:
             facts = printed[side]
             sizes = ", ".join(f"{n} of {size}" for size, n in list(facts["sizes"].items())[:3])
             left = f", {facts['left_out']} left out" if facts["left_out"] else ""
-            lines.append(
-                f"  {side}: {facts['measured']} {facts['kind']}, {facts['rows']} rows ({sizes}){left}"
-            )
+            files = counted(facts["measured"], facts["kind"].removesuffix("s"))
+            lines.append(f"  {side}: {files}, {counted(facts['rows'], 'row')} ({sizes}){left}")
     network, frames = printed["network"], printed["frames"]
     choices = [
         network["name"],

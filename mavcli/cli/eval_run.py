@@ -151,8 +151,9 @@ def run(
             allow_small=allow_small,
             sentences=sentences,
         )
-        for text in (*family.warnings, *plan.departures):
-            console.warning(text)
+        if shard.leads:
+            for text in (*family.warnings, *plan.departures):
+                console.warning(text)
         files = _weight_files(wanted, weights or [])
         truth = None
         if real is not None and any(metric.metric in ("fvd", "fid") for metric in wanted):
@@ -161,15 +162,10 @@ def run(
         if chosen.dry_run:
             _tell_plan(console, plan, wanted, files, folder)
             return
-        told = _run_facts(loaded, resolved, family)
-        _generate(
-            console, shard, loaded, resolved, family, plan, folder, told, batch=batch, force=chosen.force
-        )
-        from mavcli.evaluation.benchmark import score_metric
+        from mavcli.evaluation.benchmark import rehearse_metric, score_metric
         from mavcli.evaluation.protocol import ucf101_classes
         from mavcli.evaluation.scores import FrameChoice, Measurement
 
-        labels = ucf101_classes(captions) if asked.prompts.source == "ucf101" and captions else []
         how = Measurement(
             FrameChoice(),
             cache_dir() / "features",
@@ -177,6 +173,14 @@ def run(
             shard=shard,
             skip_unusable=skip_unusable,
         )
+        # Samples may take days: wrong weights and unusable real videos are told before the first one.
+        for metric in wanted:
+            rehearse_metric(metric, _network(metric, files, shard), plan, real=truth, how=how)
+        told = _run_facts(loaded, resolved, family)
+        _generate(
+            console, shard, loaded, resolved, family, plan, folder, told, batch=batch, force=chosen.force
+        )
+        labels = ucf101_classes(captions) if asked.prompts.source == "ucf101" and captions else []
         scored = []
         for metric in wanted:
             network = _network(metric, files, shard)

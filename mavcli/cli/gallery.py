@@ -9,6 +9,7 @@ import typer
 
 from mavcli.cli.console import Console
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption
+from mavcli.errors import counted
 
 
 def gallery(
@@ -36,6 +37,6 @@ def gallery(
         page = out or folder / "gallery.html"
         write_gallery(page, videos, title=title or folder.resolve().name, force=force)
         told = sum(video.prompt is not None for video in videos)
-        console.message(f"{len(videos)} videos, {told} with a prompt")
+        console.message(f"{counted(len(videos), 'video')}, {told} with a prompt")
         console.result(page)
         console.result_object({"page": str(page), "videos": len(videos), "prompts": told})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_ranks(device: str, *, quiet: bool, json: bool) -> Iterator[tuple[Shard, Console]]:
-    """This process among the ranks, and its console; one that does not lead is silent, and ends with the same exit code.
+    """This process among the ranks, and its console; one that does not lead is quiet, and ends with the same exit code.
 
     Raises UsageError where there is no such `device`.
     """

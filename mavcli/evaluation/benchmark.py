@@ -23,7 +23,7 @@ from torch import Tensor
 from mavcli.engine.cascade import Cascade
 from mavcli.engine.output import Target, claim, finished_run, run_key, write_result, write_text
 from mavcli.engine.randomness import Draw
-from mavcli.errors import UsageError
+from mavcli.errors import UsageError, counted
 from mavcli.evaluation.clips import Folder, FrameChoice
 from mavcli.evaluation.features import FeatureNetwork
 from mavcli.evaluation.fingerprint import Fingerprint
@@ -256,6 +256,21 @@ def _cost(cascade: Cascade, plan: Plan, batch: int) -> float:
 # -- scores -----------------------------------------------------------------------------------------------------------------
 
 
+def rehearse_metric(
+    metric: Metric, network: FeatureNetwork, plan: Plan, *, real: Folder | None, how: Measurement
+) -> None:
+    """Measure what is there before the samples are: the `real` clips of a Fréchet distance, or else a black one.
+
+    Raises WeightsError for weights of another network, InputError for clips that cannot be used.
+    """
+    how = _as_fixed(metric, plan, how)
+    if metric.metric in ("fvd", "fid") and real is not None:
+        how.measure(real, network)
+    else:
+        black = np.zeros((how.choice.count or 1, plan.size, plan.size, 3), np.uint8)
+        network.features(network.prepare(black).to(how.shard.device))
+
+
 def score_metric(
     metric: Metric,
     network: FeatureNetwork,
@@ -273,7 +288,7 @@ def score_metric(
     InputError for samples or clips that cannot be used.
     """
     generated = sample_folder(plan, out)
-    how = replace(how, choice=FrameChoice(count=metric.frames or plan.preset.clip.frames, fps=metric.fps))
+    how = _as_fixed(metric, plan, how)
     if metric.metric in ("fvd", "fid"):
         assert real is not None  # the command asks for it before anything is made
         covariance = metric.covariance or "unbiased"
@@ -292,6 +307,10 @@ def score_metric(
     assert metric.metric == "clipsim" and isinstance(network, ClipFeatures)
     score, values = clipsim(generated, [prompt.text for prompt in plan.prompts], network, how)
     return clipsim_scored(score, values, [prompt.label for prompt in plan.prompts], resamples=resamples)
+
+
+def _as_fixed(metric: Metric, plan: Plan, how: Measurement) -> Measurement:
+    return replace(how, choice=FrameChoice(count=metric.frames or plan.preset.clip.frames, fps=metric.fps))
 
 
 class Groups:
@@ -452,7 +471,9 @@ def report_of(
                 f"{metric.metric} with other weights than those published as {facts['weights']}"
             )
         if found.score.left_out:
-            departures.append(f"{metric.metric} without {len(found.score.left_out)} unusable videos")
+            departures.append(
+                f"{metric.metric} without {counted(len(found.score.left_out), 'unusable video')}"
+            )
     texts = "\n".join(f"{prompt.sample} {prompt.text}" for prompt in plan.prompts)
     return {
         "preset": plan.preset.model_dump(mode="json"),

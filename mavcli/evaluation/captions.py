@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mavcli.errors import InputError
+from mavcli.errors import InputError, counted
 from mavcli.evaluation.clips import Folder
 from mavcli.evaluation.described import Described, run_of
 
@@ -30,7 +30,8 @@ def prompts_of(folder: Folder, file: Path | None) -> list[str]:
     lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
     if len(lines) != folder.found:
         raise InputError(
-            f"{file} holds {len(lines)} prompts, `{folder.root}` {folder.found} {folder.kind}",
+            f"{file} holds {counted(len(lines), 'prompt')}, "
+            f"`{folder.root}` {counted(folder.found, folder.kind.removesuffix('s'))}",
             hint="one line a video in the order of their names, or a table with `video` and `prompt`",
         )
     return [lines[place] for place in folder.places]

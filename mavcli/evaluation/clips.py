@@ -9,6 +9,7 @@ f frames, h w pixels, uint8 `f h w 3`.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mavcli.data.places import walk
-from mavcli.errors import InputError, UsageError
+from mavcli.errors import InputError, UsageError, counted
 from mavcli.media.frames import Frames
 from mavcli.media.image import read_image
 from mavcli.media.video import Damage, Survey, frames_at, nearest_frames, read_clip, read_video, survey
@@ -119,7 +120,8 @@ def open_folder(root: Path, *, limit: int | None = None, seed: int = 0, pictures
     places = list(range(found))
     if limit is not None:
         if found < limit:
-            raise InputError(f"`{root}` holds {found} {kind}, {limit} are wanted", hint=f"--count {found}")
+            held = counted(found, kind.removesuffix("s"))
+            raise InputError(f"`{root}` holds {held}, {limit} are wanted", hint=f"--count {found}")
         places = sorted(np.random.default_rng(seed).permutation(found)[:limit].tolist())
     return Folder(root, tuple(files[i] for i in places), kind, found, tuple(places))
 
@@ -198,7 +200,6 @@ def _refuse_damage(path: Path, notes: Sequence[str]) -> None:
 
 
 def _too_short(path: Path, choice: FrameChoice, held: int, notes: Sequence[str]) -> InputError:
-    frames = f"{held} {'frame' if held == 1 else 'frames'}"
     rate = (
         f" at {choice.fps:g} fps"
         if choice.fps
@@ -207,7 +208,7 @@ def _too_short(path: Path, choice: FrameChoice, held: int, notes: Sequence[str])
         else ""
     )
     why = f" ({notes[0]})" if notes else ""
-    return InputError(f"`{path}` has {frames}{rate}, {choice.count} are wanted{why}")
+    return InputError(f"`{path}` has {counted(held, 'frame')}{rate}, {choice.count} are wanted{why}")
 
 
 def content_sha256(path: Path) -> str:
@@ -219,12 +220,17 @@ def content_sha256(path: Path) -> str:
         raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
 
 
-def refuse_faults(faults: Sequence[str], *, total: int) -> None:
-    """Raise one InputError with a line for each unusable file, the first twenty of them."""
+def refuse_faults(faults: Sequence[str], folder: Folder) -> None:
+    """Raise one InputError with a line for each unusable file, the first twenty of them, below how many there are."""
     if not faults:
         return
     lines = list(faults[:_SHOWN])
     if len(faults) > _SHOWN:
-        lines.append(f"and {len(faults) - _SHOWN} more")
-    hint = "--skip-unusable measures the rest, and the score says so" if len(faults) < total else None
+        lines.append(f"and {len(faults) - _SHOWN:,} more")
+    if len(faults) > 1:
+        held = counted(len(folder), folder.kind.removesuffix("s"))
+        lines.insert(0, f"{len(faults):,} of the {held} in `{folder.root}` cannot be measured:")
+    hint = f"mav data check {shlex.quote(str(folder.root))}"
+    if len(faults) < len(folder):
+        hint = "--skip-unusable measures the rest, and the score says so"
     raise InputError("\n".join(lines), hint=hint)

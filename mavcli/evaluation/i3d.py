@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mavcli.errors import WeightsError
+from mavcli.errors import WeightsError, counted
 from mavcli.evaluation.weight_files import read_weights
 from mavcli.weights.torchscript import is_torchscript
 
@@ -154,7 +154,7 @@ def _by_order(tensors: Mapping[str, Tensor], network: I3D, path: Path) -> dict[s
             groups[-1][1][_part(name)] = value.flatten()
     if len(groups) != len(names):
         raise WeightsError(
-            f"{path} is no I3D of Kinetics-400: it has {len(groups)} convolutions, {len(names)} are wanted",
+            f"{path} is no I3D of Kinetics-400: it has {counted(len(groups), 'convolution')}, {len(names)} are wanted",
             hint="i3d_pretrained_400.pt or i3d_torchscript.pt",
         )
     found: dict[str, Tensor] = {}

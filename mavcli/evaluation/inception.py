@@ -97,12 +97,21 @@ def load_inception(path: Path) -> Inception:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer
         )
     except RuntimeError as error:
-        first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
         raise WeightsError(
-            f"{path} is no Inception of pytorch-fid: {first[:200]}",
+            f"{path} is no Inception of pytorch-fid: {_first_complaint(str(error))}",
             hint="pt_inception-2015-12-05-6726825d.pth",
         ) from error
     return Inception(network).eval().requires_grad_(False)
+
+
+def _first_complaint(told: str) -> str:
+    """Of all that `load_state_dict` says, the first fault: `missing key "fc.weight", ... (1 of 3)`."""
+    lines = [line.strip() for line in told.splitlines()[1:] if line.strip()]
+    head, _, names = (lines or [told])[0].partition("(s) in state_dict: ")
+    if not names:
+        return head[:200].rstrip(". ")
+    every = names.rstrip(". ").split(", ")
+    return f"{head.lower()} {every[0]}" + (f" and {len(every) - 1} more" if len(every) > 1 else "")
 
 
 def _torch_fidelity(module: str) -> Any:

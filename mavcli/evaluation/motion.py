@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mavcli.errors import InputError
+from mavcli.errors import InputError, counted
 from mavcli.media.frames import Frames, to_float
 
 _AT_ONCE = 1 << 22
@@ -110,8 +110,7 @@ class MotionFigures:
     def prepare(self, frames: Frames) -> Tensor:
         """frames (f, h, w, 3) uint8, f at least 3 -> (1, 4). Raises InputError for fewer."""
         if len(frames) < 3:
-            held = "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
-            raise InputError(f"a clip of {held}, motion needs at least 3")
+            raise InputError(f"a clip of {counted(len(frames), 'frame')}, motion needs at least 3")
         rows = _rows(len(frames), frames.shape[2])
         strips = (to_float(frames[:, top : top + rows]) for top in range(0, frames.shape[1], rows))
         found, brightness = _figures(strips)

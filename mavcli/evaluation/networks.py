@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mavcli.errors import InputError
+from mavcli.errors import InputError, counted
 from mavcli.evaluation.c3d import C3D, load_c3d, to_side
 from mavcli.evaluation.c3d import FRAMES as C3D_FRAMES
 from mavcli.evaluation.clip_sim import ClipJudge, load_clip
@@ -165,7 +165,7 @@ def weights_facts(path: Path) -> dict[str, Any]:
 
 
 def _count(frames: Frames) -> str:
-    return f"a clip of {len(frames)} {'frame' if len(frames) == 1 else 'frames'}"
+    return f"a clip of {counted(len(frames), 'frame')}"
 
 
 def _in_parts(frames: Frames, prepare: Callable[[Tensor], Tensor]) -> Tensor:

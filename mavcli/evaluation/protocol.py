@@ -231,6 +231,10 @@ def _ucf101_prompts(preset: Preset, folder: Path, sentences: Sentences) -> list[
 
 def ucf101_classes(folder: Path) -> list[str]:
     """The class names of `classInd.txt`, in its order. Raises InputError."""
+    if not (folder / "classInd.txt").is_file():
+        raise InputError(
+            f"there is no `{folder / 'classInd.txt'}`", hint=f"--captions {_CAPTION_HINTS['ucf101']}"
+        )
     rows = [line.split() for line in _text(folder / "classInd.txt").splitlines() if line.strip()]
     wrong = next((row for row in rows if len(row) != 2 or not row[0].isdigit()), None)
     if wrong is not None or not rows:

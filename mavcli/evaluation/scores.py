@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mavcli.errors import InputError
+from mavcli.errors import InputError, counted
 from mavcli.evaluation.clip_sim import frame_text_cosines
 from mavcli.evaluation.clips import Folder, FrameChoice, refuse_faults
 from mavcli.evaluation.features import Entry, FeatureNetwork, FeatureStore, Measured, facts_of, measure
@@ -83,12 +83,17 @@ class Measurement:
             workers=self.workers,
         )
         if not self.skip_unusable:
-            refuse_faults(found.faults, total=len(folder))
+            refuse_faults(found.faults, folder)
         for fault in found.faults:
-            self.report.warning(f"left out: {fault}")
+            self.warn(f"left out: {fault}")
         if len(found) == 0:
             raise InputError(f"`{folder.root}` holds no usable clip: {found.faults[0]}")
         return found
+
+    def warn(self, text: str) -> None:
+        """Say what every rank finds once."""
+        if self.shard.leads:
+            self.report.warning(text)
 
 
 def fvd(
@@ -126,7 +131,10 @@ def inception(
     """The Inception Score of the logits of `network`."""
     found = how.measure(generated, network)
     if found.rows < splits:
-        raise InputError(f"`{generated.root}` gives {found.rows} rows, {splits} splits need at least as many")
+        raise InputError(
+            f"`{generated.root}` gives {counted(found.rows, 'row')}, {splits} splits need at least as many",
+            hint="--splits 1",
+        )
     sums = InceptionSums(found.rows, splits=splits, shuffle_seed=shuffle_seed)
     for block in found.blocks():
         sums.add(block)
@@ -258,7 +266,7 @@ def _frechet(
     width = len(gaussians[0].mean)
     fewest = min(g.count for g in gaussians)
     if fewest <= width:
-        how.report.warning(
+        how.warn(
             f"{fewest} samples for {width} features: the covariance is singular, and the score far above that of more "
             f"samples"
         )

@@ -105,6 +105,7 @@ def test_a_place_where_no_score_can_be_written_is_told_before_anything_is_measur
 
 def test_what_cannot_be_measured_is_one_clear_line(mav, tmp_path: Path) -> None:
     write_clips(tmp_path / "made", 2, frames=5)
+    write_clips(tmp_path / "one", 1, frames=5)
     (tmp_path / "empty").mkdir()
     for arguments, wanted, code in (
         (("fvd", "nowhere", "made"), "`nowhere` does not exist", 4),
@@ -117,13 +118,32 @@ def test_what_cannot_be_measured_is_one_clear_line(mav, tmp_path: Path) -> None:
         (("is", "made", "--frames", 8), "clips of 8 frames, C3D reads 16", 2),
         (("fid", "made", "made", "--device", "cuda"), "sees no CUDA device", 2),
         (("clipsim", "made"), "does not say which prompt it was made from", 4),
-        (("motion", "made"), "has 5 frames, 16 are wanted", 4),
+        (("motion", "made"), "2 of the 2 videos in `made` cannot be measured:\n  `made/", 4),
+        (("motion", "made"), "has 5 frames, 16 are wanted\nhint: mav data check made\n", 4),
+        (("motion", "one", "--count", 2), "`one` holds 1 video, 2 are wanted", 4),
+        (("fvd", "made", "made", "--port", "nope"), "for `--port`: `nope` is not one of `tensorflow`", 2),
     ):
         if "cuda" in arguments and has_cuda():
             continue
         found, out, err = mav("eval", *arguments)
         assert (found, out) == (code, ""), err
         assert wanted in err
+
+
+def test_a_score_of_one_video_says_one_video(mav, tmp_path: Path) -> None:
+    write_clips(tmp_path / "one", 1, frames=5)
+    code, out, _ = mav("eval", "motion", "one", "--frames", 5)
+    assert code == 0 and "  generated: 1 video, 1 row (1 of 16 x 16)\n" in out
+
+
+def test_more_faults_than_are_shown_are_counted(mav, tmp_path: Path) -> None:
+    write_clips(tmp_path / "made", 23, frames=2)
+    write_clips(tmp_path / "whole", 1, frames=5)
+    (tmp_path / "whole").rename(tmp_path / "made" / "whole")
+    code, _, err = mav("eval", "motion", "made", "--frames", 5)
+    assert code == 4 and err.startswith("error: 23 of the 24 videos in `made` cannot be measured:\n  `made/")
+    assert err.count("has 2 frames, 5 are wanted\n") == 20
+    assert err.endswith("  and 3 more\nhint: --skip-unusable measures the rest, and the score says so\n")
 
 
 def has_cuda() -> bool:

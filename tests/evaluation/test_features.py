@@ -52,6 +52,24 @@ class Lonely(Shard):
         return list(mine)
 
 
+class Follower(Shard):
+    """A rank that measures all, and does not lead."""
+
+    @property
+    def leads(self) -> bool:
+        return False
+
+
+class Heard(Silent):
+    """A report that keeps what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
 CHOICE = FrameChoice(4)
 
 
@@ -159,8 +177,8 @@ def test_an_unusable_clip_ends_the_measurement_or_is_counted(tmp_path: Path, fol
     how = Measurement(CHOICE, tmp_path / "cache", Silent(), batch=2)
     with pytest.raises(InputError) as caught:
         fvd(broken, folder, Means(), how)
-    lines = caught.value.message.splitlines()
-    assert len(lines) == 2
+    head, *lines = caught.value.message.splitlines()
+    assert head == f"2 of the 6 videos in `{root}` cannot be measured:" and len(lines) == 2
     assert "empty.mp4" in lines[0] and "has 3 frames, 4 are wanted" in lines[1]
     assert caught.value.hint is not None and "--skip-unusable" in caught.value.hint
     lenient = Measurement(CHOICE, tmp_path / "cache", Silent(), batch=2, skip_unusable=True)
@@ -208,6 +226,17 @@ def test_a_full_or_foreign_cache_is_said_with_its_path(tmp_path: Path) -> None:
     store = FeatureStore(blocked, {})
     with pytest.raises(DiskError, match="cannot keep features in"):
         store.put([Entry("a" * 64, torch.zeros(1, 2), "16 x 16")])
+
+
+def test_what_every_rank_finds_is_said_by_the_one_that_leads(tmp_path: Path) -> None:
+    write_clips(tmp_path / "set", 3, frames=4)
+    (tmp_path / "set" / "zz.mp4").write_bytes(b"no video")
+    damaged = open_folder(tmp_path / "set")
+    for shard, words in ((Follower(), []), (Shard(), ["left out", "left out", "3 samples for"])):
+        heard = Heard()
+        how = Measurement(CHOICE, tmp_path / "cache", heard, shard=shard, skip_unusable=True)
+        assert fvd(damaged, damaged, Means(), how).value == pytest.approx(0, abs=1e-6)
+        assert [text[: len(word)] for text, word in zip(heard.warnings, words, strict=True)] == words
 
 
 def _rank(rank: int, root: str, cache: str, port: int, out: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -235,11 +236,26 @@ def test_a_cut_archive_and_a_plain_checkpoint_are_no_archives(tmp_path: Path) ->
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"conv.weight": torch.zeros(4, 3, 3, 3, 3)}, path)
-    with pytest.raises(WeightsError, match=r"no I3D of Kinetics-400: it has 1 convolutions, 58 are wanted"):
+    with pytest.raises(WeightsError, match=r"no I3D of Kinetics-400: it has 1 convolution, 58 are wanted"):
         load_i3d(path)
     with pytest.raises(WeightsError, match="no weights of `i3d` are here") as caught:
         find_weights("i3d", None)
     assert caught.value.hint is not None and "i3d_torchscript.pt" in caught.value.hint
+
+
+def test_another_network_s_weights_are_told_from_inception_s_in_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+    from mavcli.evaluation.networks import InceptionFeatures
+
+    path = tmp_path / "other.safetensors"
+    save_file({"conv.weight": torch.zeros(4, 3, 3, 3)}, path)
+    network = InceptionFeatures(path)
+    with pytest.raises(WeightsError) as caught:
+        network.features(network.prepare(np.zeros((1, 8, 8, 3), np.uint8)))
+    assert re.fullmatch(
+        rf'{re.escape(str(path))} is no Inception of pytorch-fid: missing key "[\w.]+" and \d+ more',
+        caught.value.message,
+    )
 
 
 def test_a_file_under_a_published_name_is_told_from_the_published_file() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from mavcli.cli import eval_run
 from mavcli.cli.app import run
-from mavcli.errors import UsageError
+from mavcli.errors import UsageError, WeightsError
 from mavcli.evaluation import benchmark
 from mavcli.evaluation.benchmark import Groups, generate_samples, needed_pieces, plan_benchmark
 from mavcli.evaluation.fingerprint import Fingerprint
@@ -163,6 +163,26 @@ def test_a_benchmark_that_is_killed_goes_on_and_says_what_it_is_not(
     assert "0 of 6 samples are made now" in shown.err
 
 
+def test_real_videos_and_weights_are_looked_at_before_anything_is_made(
+    command: list[str], ucf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*command, "--metric", "fvd", "--metric", "is", "--allow-small", "-q"]
+    write_video(ucf / "videos" / "short.mkv", np.zeros((5, 16, 16, 3), np.uint8), fps=25, codec="ffv1")
+    assert run(command) == 4
+    assert "short.mkv` has 5 frames at 25 fps, 16 are wanted" in capsys.readouterr().err
+
+    class Another(Colours):
+        def features(self, prepared: torch.Tensor) -> torch.Tensor:
+            raise WeightsError("c3d.npz is no C3D")
+
+    monkeypatch.setattr(
+        eval_run, "_network", lambda metric, *_: Another(101) if metric.metric == "is" else Colours(4)
+    )
+    assert run([*command, "--skip-unusable"]) == 3
+    assert "c3d.npz is no C3D" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_samples_of_another_recipe_are_not_taken_for_these(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +217,11 @@ def test_wrong_commands_are_refused_before_anything_is_made(
         (["eval", "run"], 2, "no preset is given"),
         (["eval", "run", "ufc101"], 2, "did you mean `ucf101`"),
         (base, 2, "compares with real videos"),
+        (
+            [*base, "--metric", "is", "--captions", "."],
+            4,
+            "no `classInd.txt`\nhint: --captions the folder of",
+        ),
         ([*base, "--metric", "fid"], 2, "has no metric `fid`"),
         ([*base, "--metric", "is"], 2, "needs the benchmark's captions"),
         (
