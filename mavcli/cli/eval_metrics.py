@@ -126,7 +126,9 @@ def fvd(
     ] = None,
     eps: Annotated[
         float | None,
-        typer.Option("--eps", metavar="X", help="BatchNorm's eps; by default that of the weights' own code."),
+        typer.Option(
+            "--eps", min=0, metavar="X", help="BatchNorm's eps; by default that of the weights' own code."
+        ),
     ] = None,
     resize: Annotated[
         Literal["squash", "crop"] | None,

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mavcli.errors import DiskError, InputError, Interrupted
+from mavcli.errors import DiskError, InputError, Interrupted, WeightsError
 from mavcli.evaluation.clips import Folder, FrameChoice, content_sha256, read_frames
 from mavcli.evaluation.fingerprint import package_versions
 from mavcli.evaluation.shards import Shard
@@ -205,7 +205,8 @@ def measure(
     """The features of every usable clip of `folder`; only those are computed that `cache` lacks.
 
     Batches have fixed places in the folder, so what is computed does not depend on what was there before, nor on the number
-    of ranks. On ranks that do not lead the result is the same. Raises Interrupted on Ctrl-C: what is done is kept.
+    of ranks. On ranks that do not lead the result is the same. Raises Interrupted on Ctrl-C: what is done is kept; WeightsError
+    for features that are not finite, which are not kept.
     """
     store = FeatureStore(cache, facts_of(network, choice, shard))
     faults: dict[int, str] = {}
@@ -287,7 +288,13 @@ def _measure_batch(
             faults[index] = error.message
             continue
         # Clip by clip: a feature must not depend on which clips shared its batch.
-        rows.append(Entry(digest, network.features(prepared.to(shard.device)).float().cpu(), size))
+        features = network.features(prepared.to(shard.device)).float().cpu()
+        if not bool(features.isfinite().all()):
+            raise WeightsError(
+                f"{network.facts['name']} gives values that are not finite for `{folder.files[index]}`",
+                hint="its weights are damaged, or --eps is not theirs",
+            )
+        rows.append(Entry(digest, features, size))
     store.put(rows)
 
 

@@ -121,6 +121,7 @@ def test_what_cannot_be_measured_is_one_clear_line(mav, tmp_path: Path) -> None:
         (("motion", "made"), "2 of the 2 videos in `made` cannot be measured:\n  `made/", 4),
         (("motion", "made"), "has 5 frames, 16 are wanted\nhint: mav data check made\n", 4),
         (("motion", "one", "--count", 2), "`one` holds 1 video, 2 are wanted", 4),
+        (("fvd", "made", "made", "--eps", "-1"), "invalid value for `--eps`", 2),
         (("fvd", "made", "made", "--port", "nope"), "for `--port`: `nope` is not one of `tensorflow`", 2),
     ):
         if "cuda" in arguments and has_cuda():

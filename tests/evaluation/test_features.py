@@ -19,7 +19,7 @@ from standin_networks import write_clips
 from torch import Tensor
 
 from mavcli.cli import app
-from mavcli.errors import DiskError, InputError, Interrupted
+from mavcli.errors import DiskError, InputError, Interrupted, WeightsError
 from mavcli.evaluation.clips import Folder, FrameChoice, open_folder
 from mavcli.evaluation.features import Entry, FeatureStore, Measured, measure
 from mavcli.evaluation.scores import Measurement, fvd, gaussian, inception
@@ -218,6 +218,17 @@ def test_a_score_has_a_fingerprint_that_changes_with_every_choice(tmp_path: Path
     assert biased.value != score.value
     table = score.as_markdown()
     assert "| generated.measured | 5 |" in table and "| versions.torch |" in table
+
+
+def test_features_that_are_not_finite_are_told_and_not_kept(tmp_path: Path, folder: Folder) -> None:
+    class Infinite(Means):
+        def features(self, prepared: Tensor) -> Tensor:
+            return super().features(prepared) / 0
+
+    with pytest.raises(WeightsError, match=r"means gives values that are not finite for `.*clip00"):
+        run(folder, tmp_path, Infinite())
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert np.isfinite(all_rows(run(folder, tmp_path, Means()))).all()
 
 
 def test_a_full_or_foreign_cache_is_said_with_its_path(tmp_path: Path) -> None:
