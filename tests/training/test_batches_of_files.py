@@ -55,7 +55,7 @@ def test_the_counts_of_workers_reach_the_last_line(videos, family, train, heard,
     report = heard()
     train("decoder_t", tmp_path, *sets, "train.defaults.steps=4", report=report)
     said = [line for line in report.messages if line.startswith("data: used 4 of 4 clips")]
-    assert len(said) == 2 and "had their frame rate moved" in said[1]
+    assert len(said) == 2 and "frame rate moved to what the file allows: " in said[1]
 
 
 def test_a_preview_shows_the_pixels_and_the_low_res_input_of_the_step(tiny, tmp_path, videos):
