@@ -42,7 +42,14 @@ def to_float(frames: Frames | torch.Tensor) -> torch.Tensor:
     x = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[-1] != 3:
         raise ValueError(f"expected uint8 frames `f h w 3`, got {x.dtype} of shape {tuple(x.shape)}")
-    out = torch.empty((x.shape[0], 3, x.shape[1], x.shape[2]), dtype=torch.float32, device=x.device)
+    if x.device.type != "cpu":
+        return (
+            x.permute(0, 3, 1, 2)
+            .to(torch.float32, memory_format=torch.contiguous_format)
+            .div_(127.5)
+            .sub_(1.0)
+        )
+    out = torch.empty((x.shape[0], 3, x.shape[1], x.shape[2]), dtype=torch.float32)
     for i, frame in enumerate(x):  # frame by frame: a whole clip in a second layout would double the memory
         out[i].copy_(frame.permute(2, 0, 1))
         out[i].div_(127.5).sub_(1.0)

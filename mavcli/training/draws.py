@@ -6,8 +6,10 @@ cut into micro-batches and a resumed run change no draw (invariants 8 and 9 of t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -42,12 +44,25 @@ class Draws:
         """(b,) float32 in [0, 1)."""
         return torch.tensor([generator.random(dtype=np.float32) for generator in self._generators])
 
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal float32 of `shape` = (b, ...)."""
-        noise = np.empty(tuple(shape), dtype=np.float32)
-        for row, generator in zip(noise, self._generators, strict=True):
-            generator.standard_normal(out=row, dtype=np.float32)
-        return torch.from_numpy(noise)
+    def normal(self, shape: Sequence[int], *, device: torch.device) -> Tensor:
+        """Standard normal float32 of `shape` = (b, ...), drawn on the CPU and then put on `device`."""
+        noise = torch.empty(tuple(shape), dtype=torch.float32, pin_memory=device.type == "cuda")
+        rows = list(zip(noise.numpy(), self._generators, strict=True))
+        if device.type == "cpu":
+            for row in rows:
+                _fill(row)
+            return noise
+        list(_drawing().map(_fill, rows))  # a GPU would wait for one core that draws
+        return noise.to(device, non_blocking=True)
+
+
+def _fill(row: tuple[np.ndarray, np.random.Generator]) -> None:
+    row[1].standard_normal(out=row[0], dtype=np.float32)
+
+
+@functools.cache
+def _drawing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="noise")
 
 
 def _key(name: str) -> int:

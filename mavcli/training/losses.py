@@ -27,7 +27,7 @@ from mavcli.training.stage import Batch, Task
 def clip_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """Symmetric cross entropy over the pictures and captions of all processes (CLIP, arXiv 2103.00020, figure 3)."""
     network = task.network
-    image = network.encode_image(pictures(task, batch)[:, 0])  # type: ignore[operator]
+    image = network.encode_image(to_float(batch.pixels[:, 0].to(task.device)))  # type: ignore[operator]
     text = network.encode_text(list(batch.captions)).embedding  # type: ignore[operator]
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)  # the loss is one of angles
     scale = network.logit_scale.clamp(max=100.0)  # type: ignore[operator]
@@ -113,7 +113,7 @@ def degraded(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     small = torch.where(blur.to(x0.device)[:, None, None, None, None], blurred, small)
     top = max(1, int(how.noise_max * schedule.spec.timesteps))
     level = draws.integers(top)
-    noise = draws.normal(small.shape).to(x0.device)
+    noise = draws.normal(small.shape, device=x0.device)
     if how.noise_max > 0:
         small = add_noise(schedule, small, t=level, noise=noise)
     return upsample(small, x0.shape[-1], how=sr_part(task).enlarge), level
@@ -136,15 +136,16 @@ def sr_factor(task: Task) -> int:
 
 def pictures(task: Task, batch: Batch) -> Tensor:
     """The batch's pixels as (b, f, 3, h, w) in [-1, 1] on the task's device."""
-    x = to_float(rearrange(batch.pixels, "b f h w c -> (b f) h w c"))
-    return rearrange(x, "(b f) c h w -> b f c h w", b=len(batch.pixels)).to(task.device)
+    pixels = batch.pixels.to(task.device)  # as bytes, a quarter of what floats would be
+    x = to_float(rearrange(pixels, "b f h w c -> (b f) h w c"))
+    return rearrange(x, "(b f) c h w -> b f c h w", b=len(pixels))
 
 
 def first_frames(task: Task, batch: Batch) -> Tensor:
     """CLIP's embedding (b, d) of each sample's first frame, which of a picture is all."""
     if task.kept is not None:
         return task.kept.of_pictures(batch.pixels[:, 0])
-    return _clip(task).encode_image(pictures(task, batch)[:, 0])
+    return _clip(task).encode_image(to_float(batch.pixels[:, 0].to(task.device)))
 
 
 def _draw(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -154,7 +155,7 @@ def _draw(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     t = draws.integers(schedule.spec.timesteps, strata=strata)
     if x0.ndim == 5 and x0.shape[1] > 1:
         t = schedule.shifted(t, config.shift)
-    return t, draws.normal(x0.shape).to(x0.device)
+    return t, draws.normal(x0.shape, device=x0.device)
 
 
 def _keep(drop: float, draws: Draws) -> Tensor:

@@ -16,6 +16,7 @@ from mavcli.training.stages import STAGES
 from mavcli.training.start import start_path
 from mavcli.weights.provenance import load_weights, read_header
 
+CPU = torch.device("cpu")
 STILL = ["train.defaults.lr=1e-12", "train.defaults.optimizer=adamw", "train.defaults.steps=1"]
 
 
@@ -92,16 +93,16 @@ def test_the_draws_of_a_row_are_its_own_however_the_step_is_cut():
         lambda d, n: d.integers(1000),
         lambda d, n: d.integers(1000, strata=6),
         lambda d, n: d.uniform(),
-        lambda d, n: d.normal((n, 2, 3)),
+        lambda d, n: d.normal((n, 2, 3), device=CPU),
     ):
         values = draw(whole, 6)
         assert torch.equal(values, torch.cat([draw(part, 3) for part in parts]))
         assert len(values.flatten().unique()) == values.numel()
     assert whole.seeds == parts[0].seeds + parts[1].seeds and len(set(whole.seeds)) == 6
-    first = Draws(3, stage="decoder", step=5).normal((1, 4))
+    first = Draws(3, stage="decoder", step=5).normal((1, 4), device=CPU)
     for changed in ({"seed": 4}, {"stage": "sr_l"}, {"step": 6}, {"first": 1}, {"held_out": True}):
         arguments = {"seed": 3, "stage": "decoder", "step": 5, **changed}
-        assert not torch.equal(Draws(arguments.pop("seed"), **arguments).normal((1, 4)), first)
+        assert not torch.equal(Draws(arguments.pop("seed"), **arguments).normal((1, 4), device=CPU), first)
 
 
 def test_stratified_integers_fall_into_every_part_and_are_uniform_within_it():
@@ -118,7 +119,7 @@ def test_stratified_integers_fall_into_every_part_and_are_uniform_within_it():
 
 
 def test_normal_draws_are_normal():
-    x = Draws(0, stage="s", step=0, count=4).normal((4, 50_000))
+    x = Draws(0, stage="s", step=0, count=4).normal((4, 50_000), device=CPU)
     assert abs(float(x.mean())) < 0.01 and abs(float(x.std()) - 1) < 0.01 and x.dtype == torch.float32
 
 
