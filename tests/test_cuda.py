@@ -36,7 +36,7 @@ def test_a_text_becomes_the_same_video(tiny: Path):
     def make(backend: Backend) -> torch.Tensor:
         recipe = tiny_recipe(tiny)
         cascade = Cascade(
-            recipe, find_family(recipe, ("clip", "prior", "decoder_t", "interp", "sr_lt", "sr_h")), backend
+            recipe, find_family(recipe, ("clip", "prior", "decoder_t", "interp", "sr_l", "sr_h")), backend
         )
         return cascade.text_to_video(["a dog surfing"], [Draw(0)], fps=24, frames=11).cpu()
 

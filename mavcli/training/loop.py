@@ -6,6 +6,7 @@ keep is the network, its moving average, the optimiser and one integer.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from mavcli.weights.locate import trained_path
 from mavcli.weights.provenance import Parent, WeightsHeader, read_header, save_weights
 
 _PREVIEW_ROWS = 8
+_SAME_WISH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class _Run:
             sampler=range(self.step, config.steps),
             batch_size=None,
             num_workers=workers,
+            worker_init_fn=_apart,
             generator=torch.Generator(),  # without one, the loader draws from the global generator
         )
         ahead = f"{self.stage.name}, steps {self.step} to {max(self.step, config.steps)}"
@@ -408,16 +411,30 @@ def _alone_in(folder: Path, group: Group) -> Iterator[None]:
         lock.release()
 
 
+def _apart(worker: int) -> None:
+    """A process that prepares batches does not hear what is sent to the training's group: the training ends it, after saving."""
+    os.setpgrp()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def _stop_requested() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM is put into; a second signal ends the process at once."""
+    """A list that SIGINT or SIGTERM is put into; another signal ends the process at once.
+
+    Who stops a whole group of processes may send it twice (GNU `timeout` does): what follows within a second is the same wish.
+    """
     received: list[int] = []
+    since = 0.0
 
     def remember(number: int, frame: object) -> None:
-        if received:
+        nonlocal since
+        if received and time.monotonic() - since > _SAME_WISH_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        received.append(number)
+        if not received:
+            received.append(number)
+            since = time.monotonic()
 
     old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

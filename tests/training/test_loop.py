@@ -11,6 +11,9 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,6 +97,28 @@ def test_an_interrupt_from_the_keyboard_is_130_and_handlers_are_given_back(train
     assert stopped.value.exit_code == 130
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert state(tmp_path, "sr_h")[0] == 1
+
+
+def test_a_signal_to_the_whole_group_sent_twice_saves_once(tiny, tmp_path):
+    """What GNU `timeout` does, and a terminal: processes that prepare batches are in the group of those who hear it."""
+    loaded = tiny(tmp_path / "out", "train.defaults.steps=100000", "train.defaults.save_every=100000")
+    recipe = tmp_path / "whole.yaml"
+    recipe.write_text(loaded.path.read_text())
+    sets = [f"train.out={tmp_path}/out", f"weights.dir={tmp_path}/none", "train.defaults.steps=100000"]
+    command = [sys.executable, "-c", "from mavcli.cli.app import main; main()", "train-stage", "sr_h", recipe]
+    command += ["--workers", "2", "--backend", "cpu", *(word for each in sets for word in ("--set", each))]
+    command += ["--set", "train.defaults.save_every=100000"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        metrics_file = tmp_path / "out" / "sr_h" / "metrics.jsonl"
+        while process.poll() is None and not (metrics_file.exists() and metrics_file.stat().st_size):
+            time.sleep(0.05)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.02)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert "the state is saved" in told and "bug" not in told
+    assert state(tmp_path / "out", "sr_h")[0] >= 1
 
 
 def test_a_finished_training_does_nothing_more_and_a_longer_one_goes_on(train, heard, tmp_path):
