@@ -217,6 +217,13 @@ class StageTraining(Spec):
     image_batch: float = Field(
         0.0, ge=0, lt=1, description="share of a video stage's steps that see still images"
     )
+    still_clips: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of a video stage's clips that are one still in every frame, told as 240 fps, at which nothing moves: "
+        "so the temporal layers meet what is in pictures only",
+    )
     frames: int = Field(16, ge=2)
     crop: int | None = Field(None, description="SR: train on random crops of this many pixels")
     fps: FpsCurriculum = FpsCurriculum()

@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mavcli.data.clips import Redrawn
-from mavcli.data.loader import Source, batch_generator
+from mavcli.data.loader import DrawnClip, Source, batch_generator
 from mavcli.recipe.schema import Recipe
 from mavcli.training.conditioning import draw_fps, draw_known
 from mavcli.training.stage import Batch, Stage
+
+STILL_FPS = 240.0
+"""The frame rate that a clip without any motion is told to have: far above those of video."""
 
 
 class Batches(Dataset[Batch]):
@@ -73,7 +76,10 @@ class Batches(Dataset[Batch]):
         clips, fps, known, redrawn = [], [], [], Redrawn()
         for rng in rngs:
             wanted = draw_fps(rng, config.fps, progress)
-            clip = self.source.clip(rng, frames=config.frames, fps=wanted, size=full)
+            if config.still_clips and rng.random() < config.still_clips:
+                clip = self._still_clip(rng, full)
+            else:
+                clip = self.source.clip(rng, frames=config.frames, fps=wanted, size=full)
             clips.append(_crop(clip.frames, size, rng))
             fps.append(clip.fps)
             redrawn += clip.redrawn
@@ -86,6 +92,10 @@ class Batches(Dataset[Batch]):
             first=self.first,
             redrawn=redrawn,
         )
+
+    def _still_clip(self, rng: np.random.Generator, size: int) -> DrawnClip:
+        picture = self.source.image(rng, size)
+        return DrawnClip(np.repeat(picture[None], self.config.frames, axis=0), STILL_FPS)
 
     def _is_still(self, step: int) -> bool:
         """Whether a video stage sees pictures at this step: a share of the steps, evenly spread."""

@@ -20,7 +20,7 @@ from mavcli.models.unet import UNet, is_temporal
 from mavcli.recipe.schema import STAGES as NAMES
 from mavcli.specs import UNetSpec
 from mavcli.training import losses
-from mavcli.training.batches import Batches
+from mavcli.training.batches import STILL_FPS, Batches
 from mavcli.training.checkpoint import newest_checkpoint
 from mavcli.training.draws import Draws
 from mavcli.training.stage import Batch, Task
@@ -269,3 +269,14 @@ def test_still_steps_of_a_video_stage_are_their_share_and_as_many_pictures_as_fr
     shapes = [tuple(batches[i].pixels.shape[:2]) for i in range(20)]
     assert shapes.count((8, 1)) == 5 and shapes.count((2, 4)) == 15
     assert shapes[3] == (8, 1), "spread evenly"
+
+
+def test_some_clips_are_a_still_that_is_told_to_run_too_fast_to_move(tiny, tmp_path):
+    recipe = tiny(
+        tmp_path, "train.stages.decoder_t.image_batch=0", "train.stages.decoder_t.still_clips=0.5"
+    ).recipe
+    drawn = [Batches(WorldSource(), STAGES["decoder_t"], recipe)[i] for i in range(40)]
+    clips = [(clip, float(fps)) for batch in drawn for clip, fps in zip(batch.pixels, batch.fps, strict=True)]
+    still = [bool((clip == clip[0]).all()) for clip, _ in clips]
+    assert still == [fps == STILL_FPS for _, fps in clips]
+    assert 25 < sum(still) < 55, "of 80 clips a half"
