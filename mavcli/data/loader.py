@@ -92,17 +92,44 @@ class WorldSource:
         return f"the rendered pocket world: {len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"
 
 
-def open_source(data: Data, kind: str, *, stage: str, base: Path, report: Report | None = None) -> Source:
+class WithStills:
+    """The clips of one source and the stills of another: what is in pictures only is not forgotten while motion is learnt."""
+
+    def __init__(self, clips: Source, stills: Source) -> None:
+        self.clips, self.stills = clips, stills
+        self.repeats = clips.repeats and stills.repeats
+
+    def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        return self.stills.image(rng, size)
+
+    def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+        return self.stills.pair(rng, size)
+
+    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
+        return self.clips.clip(rng, frames=frames, fps=fps, size=size)
+
+    def held_out(self) -> WithStills:
+        return WithStills(self.clips.held_out(), self.stills.held_out())
+
+    def count(self, redrawn: Redrawn) -> None:
+        self.clips.count(redrawn)
+
+    def describe(self) -> str:
+        return f"{self.clips.describe()}; stills: {self.stills.describe()}"
+
+
+def open_source(
+    data: Data, kind: str, *, stage: str, base: Path, stills: bool = False, report: Report | None = None
+) -> Source:
     """Where a stage's samples come from; `kind` is image, pairs or video, folders are relative to `base`.
 
+    With `stills`, a source of video has those of the recipe's pictures; where it names none, single frames of the videos.
     What was never read before is decoded now, and `report` hears how far that is. Raises RecipeError when the recipe
     names no such data, InputError when the folder has nothing usable.
     """
     if data.world:
         return WorldSource()
-    folder = getattr(data, kind)
-    if folder is None and kind == "image" and data.pairs is not None:
-        folder, kind = data.pairs, "pairs"
+    folder, kind = _folder_of(data, kind)
     if folder is None:
         raise RecipeError(
             f"stage `{stage}` needs `train.data.{kind}`, the recipe does not name a folder",
@@ -110,13 +137,26 @@ def open_source(data: Data, kind: str, *, stage: str, base: Path, report: Report
         )
     from mavcli.data.folders import FolderSource
 
-    return FolderSource(
-        folder if is_url(folder) else str(base / folder),
-        kind,
-        leave_out=data.leave_out,
-        keep_bytes=int(data.keep_gb * 1e9),
-        report=report,
-    )
+    def read(folder: str, kind: str) -> Source:
+        return FolderSource(
+            folder if is_url(folder) else str(base / folder),
+            kind,
+            leave_out=data.leave_out,
+            keep_bytes=int(data.keep_gb * 1e9),
+            report=report,
+        )
+
+    source = read(folder, kind)
+    pictures, how = _folder_of(data, "image")
+    return WithStills(source, read(pictures, how)) if stills and pictures is not None else source
+
+
+def _folder_of(data: Data, kind: str) -> tuple[str | None, str]:
+    """The folder for `kind` and how it is read: captioned pictures serve where plain ones are wanted and not named."""
+    if kind == "image" and data.image is None and data.pairs is not None:
+        return data.pairs, "pairs"
+    folder: str | None = getattr(data, kind)
+    return folder, kind
 
 
 def batch_generator(

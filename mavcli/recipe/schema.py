@@ -215,7 +215,10 @@ class StageTraining(Spec):
     train: Literal["all", "temporal"] = "all"
     spatial_lr: float = Field(1.0, gt=0, description="factor on the rate of inherited layers")
     image_batch: float = Field(
-        0.0, ge=0, lt=1, description="share of a video stage's steps that see still images"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a video stage's steps that see still images: `data.image` or `pairs`, else frames of the videos",
     )
     still_clips: float = Field(
         0.0,

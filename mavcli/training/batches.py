@@ -17,6 +17,12 @@ STILL_FPS = 240.0
 """The frame rate that a clip without any motion is told to have: far above those of video."""
 
 
+def wants_stills(stage: Stage, recipe: Recipe) -> bool:
+    """Whether a stage for video also sees pictures."""
+    config = recipe.stage(stage.name)
+    return stage.data == "video" and bool(config.image_batch or config.still_clips)
+
+
 class Batches(Dataset[Batch]):
     """Batch number `step` of a stage; asking twice gives the same.
 

@@ -29,7 +29,7 @@ from mavcli.media.image import write_png
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.recipe.schema import Recipe
 from mavcli.report import Report
-from mavcli.training.batches import Batches
+from mavcli.training.batches import Batches, wants_stills
 from mavcli.training.checkpoint import Checkpoint, newest_checkpoint, remove_stale, save_checkpoint
 from mavcli.training.distributed import Group
 from mavcli.training.identity import identity, refuse_changes
@@ -84,7 +84,14 @@ def train_stage(
     folder = Path(recipe.train.out) / name
     if not any(folder.glob("step-*")):
         check_parents(stage, recipe)  # before data are read, which may take hours
-    source = open_source(recipe.train.data, stage.data, stage=name, base=loaded.path.parent, report=report)
+    source = open_source(
+        recipe.train.data,
+        stage.data,
+        stage=name,
+        base=loaded.path.parent,
+        stills=wants_stills(stage, recipe),
+        report=report,
+    )
     report.message(f"data: {source.describe()}")
     backend.apply()
     with _alone_in(folder, group):

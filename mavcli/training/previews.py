@@ -19,7 +19,7 @@ from mavcli.recipe.load import LoadedRecipe
 from mavcli.report import Report
 from mavcli.specs import SamplerSpec
 from mavcli.training import losses
-from mavcli.training.batches import Batches
+from mavcli.training.batches import Batches, wants_stills
 from mavcli.training.conditioning import masked_video
 from mavcli.training.draws import Draws
 from mavcli.training.stage import Batch, Stage, Task
@@ -122,7 +122,12 @@ def seen(
     """
     recipe = loaded.recipe
     source = open_source(
-        recipe.train.data, stage.data, stage=stage.name, base=loaded.path.parent, report=report
+        recipe.train.data,
+        stage.data,
+        stage=stage.name,
+        base=loaded.path.parent,
+        stills=wants_stills(stage, recipe),
+        report=report,
     )
     batch = Batches(source, stage, recipe)[step]
     count = min(samples, len(batch.pixels))

@@ -148,3 +148,17 @@ def test_stages_of_pictures_take_captioned_ones_where_there_are_no_others(photos
     assert source.image(np.random.default_rng(0), 8).shape == (8, 8, 3)
     with pytest.raises(InputError):
         open_source(Data(video=str(tmp_path / "none")), "video", stage="interp", base=tmp_path)
+
+
+def test_a_stage_of_video_takes_its_stills_from_the_pictures(photos, videos):
+    data = Data(pairs=str(photos), video=str(videos))
+    options = {"stage": "decoder_t", "base": photos.parent}
+    mixed, alone = (open_source(data, "video", stills=stills, **options) for stills in (True, False))
+    for part in (mixed, mixed.held_out()):
+        pictures = FolderSource(str(photos), "pairs")
+        pictures = pictures if part is mixed else pictures.held_out()
+        a, b = (s.image(np.random.default_rng(5), 8) for s in (part, pictures))
+        assert np.array_equal(a, b)
+    frames = [s.clip(np.random.default_rng(4), frames=4, fps=4.0, size=16).frames for s in (mixed, alone)]
+    assert np.array_equal(*frames)
+    assert "; stills: " in mixed.describe() and "; stills: " not in alone.describe()
