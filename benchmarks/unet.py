@@ -68,8 +68,8 @@ COMMON = UNetSpec(
 )
 OURS = {
     5: {
-        "model_channels": 96,
-        "channel_mult": (1, 1, 1),
+        "model_channels": 128,
+        "channel_mult": (1, 0.75, 0.5),
         "num_res_blocks": 1,
         "time_embed_dim": 128,
         "clip_dim": 128,

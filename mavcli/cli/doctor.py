@@ -134,6 +134,22 @@ def check_arithmetic() -> Check:
     return Check("arithmetic", "ok", f"{chosen.dtype}: {chosen.reasons['dtype']}")
 
 
+def check_kernels() -> Check:
+    """The kernels that are compiled on the machine they run on; a CPU needs none."""
+    from mavcli.models.normalisation import kernels_fault
+
+    if not _machine().cuda:
+        return Check("kernels", "ok", "none are needed without a GPU")
+    if fault := kernels_fault():
+        return Check(
+            "kernels",
+            "warn",
+            f"normalisation takes PyTorch's slower ones: {fault}",
+            "apt install gcc python3-dev, which Triton builds with",
+        )
+    return Check("kernels", "ok", "Triton builds them on this machine")
+
+
 def check_threads() -> Check:
     from mavcli.recipe.resolve import resolve
     from mavcli.recipe.schema import Recipe
@@ -267,6 +283,7 @@ CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("torch", check_torch),
     ("device", check_hardware),
     ("arithmetic", check_arithmetic),
+    ("kernels", check_kernels),
     ("threads", check_threads),
     ("video", check_video),
     ("open_clip", check_clip),

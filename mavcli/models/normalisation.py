@@ -6,14 +6,13 @@ On CUDA the passes are those of `norm_kernels.py`; other devices, and `torch.com
 Values are those of `torch.nn.GroupNorm`, whose parameters and names this keeps.
 """
 
-import importlib.util
+import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-_TRITON = importlib.util.find_spec("triton") is not None  # torch for CUDA on Linux brings it
 
 
 class GroupNorm(nn.GroupNorm):
@@ -36,7 +35,7 @@ class GroupNorm(nn.GroupNorm):
             return _NormAct.apply(
                 x, self.weight, self.bias, scale, shift, self.num_groups, self.eps, activation == "silu"
             )
-        if _TRITON and _fits_kernels(x) and activation != "gelu":
+        if activation != "gelu" and _fits_kernels(x):
             from mavcli.models.norm_kernels import NormAct  # Triton takes a second to import
 
             return NormAct.apply(
@@ -53,7 +52,37 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _fits_kernels(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype != torch.float64 and not torch.compiler.is_compiling()
+    return (
+        x.is_cuda
+        and x.dtype != torch.float64
+        and not torch.compiler.is_compiling()
+        and kernels_fault(warn=True) is None
+    )
+
+
+@functools.cache
+def kernels_fault(*, warn: bool = False) -> str | None:
+    """Why the kernels of `norm_kernels.py` cannot be had on this GPU; None when they can, which is tried once a process.
+
+    Triton builds a launcher at first use, for which it wants a C compiler and Python's headers. Without them PyTorch's own
+    kernels serve; `warn` says so, once.
+    """
+    try:
+        from mavcli.models.norm_kernels import NormAct
+
+        with torch.no_grad():
+            x, one = torch.zeros(1, 4, 2, 2, device="cuda"), torch.ones(4, device="cuda")
+            NormAct.apply(x, one, one, None, None, 2, 1e-5, True)
+            torch.cuda.synchronize()
+    except Exception as error:  # whatever Triton or the compiler it calls may raise
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if warn:
+            warnings.warn(
+                f"normalisation takes PyTorch's slower kernels on this GPU ({fault}); `mav doctor` says what helps",
+                stacklevel=2,
+            )
+        return fault
+    return None
 
 
 class _NormAct(torch.autograd.Function):

@@ -160,6 +160,22 @@ def test_the_doctor_checks_everything_and_each_doubt_has_a_fix(
     assert told["ok"] and all(check["fix"] for check in told["checks"] if check["status"] != "ok")
 
 
+def test_the_doctor_says_why_a_gpu_has_no_kernels_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mavcli.models import normalisation
+    from mavcli.recipe.resolve import CudaDevice, Machine
+
+    gpu = CudaDevice(name="GPU", memory=8 << 30)
+    monkeypatch.setattr(doctor, "CHECKS", (("kernels", doctor.check_kernels),))
+    monkeypatch.setattr(doctor, "_machine", lambda: Machine(cores=2, cuda=(gpu,)))
+    monkeypatch.setattr(normalisation, "kernels_fault", lambda: "RuntimeError: Failed to find C compiler")
+    out = shown(capsys, "doctor")
+    assert "Failed to find C compiler" in out and "apt install gcc python3-dev" in out
+    monkeypatch.setattr(normalisation, "kernels_fault", lambda: None)
+    assert "Triton builds them" in shown(capsys, "doctor")
+
+
 def test_the_doctor_names_what_does_not_load(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

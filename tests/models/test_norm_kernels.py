@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mavcli.models.normalisation import kernels_fault
+
 pytest.importorskip("triton")
 
 
@@ -24,3 +26,12 @@ def test_values_and_gradients_are_those_of_pytorch():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so the kernels can be had")
+def test_where_they_cannot_be_had_the_reason_is_told_once():
+    kernels_fault.cache_clear()
+    with pytest.warns(UserWarning, match=r"slower kernels on this GPU .*`mav doctor`") as told:
+        first, again = kernels_fault(warn=True), kernels_fault(warn=True)
+    assert first and first == again and len(told) == 1
+    kernels_fault.cache_clear()
