@@ -58,10 +58,11 @@ def refuse_changes(
             hint="set the old values again, choose another folder with `--set train.out=...`, or go on with the change: "
             + " ".join(f"--allow {key}" for key in refused),
         )
-    idle = [name for name in allow if not any(name in names for names in named.values())]
-    if idle:
+    # A key that no longer differs is no fault: the command that allowed it once is the one that goes on.
+    unknown = [name for name in allow if not any(_names(name, key) for key in _keys(now))]
+    if unknown:
         raise UsageError(
-            f"`--allow {idle[0]}` names nothing that changed",
+            f"`--allow {unknown[0]}` names nothing of a recipe that could have changed",
             hint=f"the changes are {', '.join(changed)}" if changed else "leave it out",
         )
     return [f"{key}: {change}" for key, change in changed.items()]
@@ -74,6 +75,15 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Itera
             yield from changes(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
             yield f"{prefix}{key}", f"{old[key]} -> {new[key]}"
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The key of every value, as `changes` says it."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _names(name: str, key: str) -> bool:

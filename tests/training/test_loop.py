@@ -291,8 +291,9 @@ def test_a_change_is_allowed_by_its_name_and_no_other_is(train, heard, tmp_path)
     with pytest.raises(RecipeError, match=r"training\.ema: 0\.9 -> 0\.8$") as error:
         train("sr_h", tmp_path, *sets, allow=["lr"])
     assert error.value.hint.endswith("--allow training.ema")
-    with pytest.raises(UsageError, match="`--allow seed` names nothing that changed"):
-        train("sr_h", tmp_path, *sets, allow=["lr", "training.ema", "seed"])
+    with pytest.raises(UsageError, match="`--allow rl` names nothing of a recipe") as error:
+        train("sr_h", tmp_path, *sets, allow=["lr", "training.ema", "rl"])
+    assert error.value.hint == "the changes are training.lr, training.ema"
     report = heard()
     assert train("sr_h", tmp_path, *sets, allow=["lr", "training.ema"], report=report).step == 4
     assert (
@@ -300,6 +301,8 @@ def test_a_change_is_allowed_by_its_name_and_no_other_is(train, heard, tmp_path)
         == 1
     )
     assert train("sr_h", tmp_path, *sets, "train.defaults.steps=5").step == 5, "it is the recipe now"
+    again = train("sr_h", tmp_path, *sets, "train.defaults.steps=6", allow=["lr", "training.ema", "seed"])
+    assert again.step == 6, "the command that allowed it goes on as it stands"
 
 
 def spoil(monkeypatch, bad: str, steps: set[int]) -> None:
