@@ -52,11 +52,15 @@ def refuse_changes(
     named = {key: [name for name in allow if _names(name, key)] for key in changed}
     refused = {key: change for key, change in changed.items() if not named[key]}
     if refused:
+        hint = "set the old values again, or choose another folder with `--set train.out=...`"
+        if not any(
+            key.startswith("network.") for key in refused
+        ):  # another network has no use for the old tensors
+            hint += ", or go on with the change: " + " ".join(f"--allow {key}" for key in refused)
         raise RecipeError(
             f"{folder} was trained with another recipe: "
             + "; ".join(f"{key}: {change}" for key, change in refused.items()),
-            hint="set the old values again, choose another folder with `--set train.out=...`, or go on with the change: "
-            + " ".join(f"--allow {key}" for key in refused),
+            hint=hint,
         )
     # A key that no longer differs is no fault: the command that allowed it once is the one that goes on.
     unknown = [name for name in allow if not any(_names(name, key) for key in _keys(now))]

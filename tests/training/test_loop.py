@@ -272,8 +272,9 @@ def test_a_changed_recipe_is_refused_with_what_changed(family, train, tmp_path):
         "cascade.decoder.network.num_res_blocks=2": r"network\.num_res_blocks: 1 -> 2",
         "cascade.decoder.schedule.prediction=v": r"schedule\.prediction: x0 -> v",
     }.items():
-        with pytest.raises(RecipeError, match=f"trained with another recipe: {said}$"):
+        with pytest.raises(RecipeError, match=f"trained with another recipe: {said}$") as error:
             train("decoder", tmp_path, *sets, change)
+        assert ("--allow" in error.value.hint) == ("network" not in said), "another network cannot go on"
     for free in ("train.defaults.save_every=3", "train.defaults.log_every=2", "train.defaults.steps=4"):
         train("decoder", tmp_path, *sets, free)
 
