@@ -144,7 +144,7 @@ def check_kernels() -> Check:
         return Check(
             "kernels",
             "warn",
-            f"normalisation takes PyTorch's slower ones: {fault}",
+            f"normalisation takes PyTorch's own, which read and write more: {fault}",
             "apt install gcc python3-dev, which Triton builds with",
         )
     return Check("kernels", "ok", "Triton builds them on this machine")

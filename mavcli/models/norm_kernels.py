@@ -1,7 +1,6 @@
 """CUDA kernels of the group normalisation that `normalisation.py` describes, in Triton.
 
-PyTorch's own leave channels_last, and return float32 under autocast: on Hopper a training step of a small U-Net spends most of its time
-there. These read x twice and write once, forward; read x and its gradient twice and write once, backward.
+PyTorch's own leave channels_last, and return float32 under autocast. These read x twice and write once, forward; read x and its gradient twice and write once, backward.
 
 x (n, c, h, w) is seen as (n, l, c) with l = h w, which is what channels_last is in memory. Statistics are float32.
 """

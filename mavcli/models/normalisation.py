@@ -78,7 +78,7 @@ def kernels_fault(*, warn: bool = False) -> str | None:
         fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if warn:
             warnings.warn(
-                f"normalisation takes PyTorch's slower kernels on this GPU ({fault}); `mav doctor` says what helps",
+                f"normalisation takes PyTorch's own kernels on this GPU ({fault}); `mav doctor` says what helps",
                 stacklevel=2,
             )
         return fault

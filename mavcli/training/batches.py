@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mavcli.data.clips import Redrawn
-from mavcli.data.loader import DrawnClip, Source, batch_generator
+from mavcli.data.loader import DrawnClip, Source, batch_generator, open_source
+from mavcli.recipe.load import LoadedRecipe
 from mavcli.recipe.schema import Recipe
+from mavcli.report import Report
 from mavcli.training.conditioning import draw_fps, draw_known
 from mavcli.training.stage import Batch, Stage
 
@@ -17,10 +19,18 @@ STILL_FPS = 240.0
 """The frame rate that a clip without any motion is told to have: far above those of video."""
 
 
-def wants_stills(stage: Stage, recipe: Recipe) -> bool:
-    """Whether a stage for video also sees pictures."""
+def stage_source(stage: Stage, loaded: LoadedRecipe, *, report: Report | None = None) -> Source:
+    """What a stage's samples are drawn from; pictures too where a stage for video sees stills. Raises as `open_source`."""
+    recipe = loaded.recipe
     config = recipe.stage(stage.name)
-    return stage.data == "video" and bool(config.image_batch or config.still_clips)
+    return open_source(
+        recipe.train.data,
+        stage.data,
+        stage=stage.name,
+        base=loaded.path.parent,
+        stills=stage.data == "video" and bool(config.image_batch or config.still_clips),
+        report=report,
+    )
 
 
 class Batches(Dataset[Batch]):

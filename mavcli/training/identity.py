@@ -53,9 +53,8 @@ def refuse_changes(
     refused = {key: change for key, change in changed.items() if not named[key]}
     if refused:
         hint = "set the old values again, or choose another folder with `--set train.out=...`"
-        if not any(
-            key.startswith("network.") for key in refused
-        ):  # another network has no use for the old tensors
+        # another network has no use for the old tensors
+        if not any(key.startswith("network.") for key in refused):
             hint += ", or go on with the change: " + " ".join(f"--allow {key}" for key in refused)
         raise RecipeError(
             f"{folder} was trained with another recipe: "

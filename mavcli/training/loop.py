@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
 from mavcli.data.clips import Redrawn
-from mavcli.data.loader import Source, open_source
+from mavcli.data.loader import Source
 from mavcli.engine.backend import Backend
 from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError, WeightsError
 from mavcli.media.frames import to_uint8
@@ -29,7 +29,7 @@ from mavcli.media.image import write_png
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.recipe.schema import Recipe
 from mavcli.report import Report
-from mavcli.training.batches import Batches, wants_stills
+from mavcli.training.batches import Batches, stage_source
 from mavcli.training.checkpoint import Checkpoint, newest_checkpoint, remove_stale, save_checkpoint
 from mavcli.training.distributed import Group
 from mavcli.training.identity import identity, refuse_changes
@@ -84,14 +84,7 @@ def train_stage(
     folder = Path(recipe.train.out) / name
     if not any(folder.glob("step-*")):
         check_parents(stage, recipe)  # before data are read, which may take hours
-    source = open_source(
-        recipe.train.data,
-        stage.data,
-        stage=name,
-        base=loaded.path.parent,
-        stills=wants_stills(stage, recipe),
-        report=report,
-    )
+    source = stage_source(stage, loaded, report=report)
     report.message(f"data: {source.describe()}")
     backend.apply()
     with _alone_in(folder, group):

@@ -27,7 +27,7 @@ from mavcli.training.stage import Batch, Task
 def clip_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     """Symmetric cross entropy over the pictures and captions of all processes (CLIP, arXiv 2103.00020, figure 3)."""
     network = task.network
-    image = network.encode_image(to_float(batch.pixels[:, 0].to(task.device)))  # type: ignore[operator]
+    image = network.encode_image(_first_pictures(task, batch))  # type: ignore[operator]
     text = network.encode_text(list(batch.captions)).embedding  # type: ignore[operator]
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)  # the loss is one of angles
     scale = network.logit_scale.clamp(max=100.0)  # type: ignore[operator]
@@ -145,7 +145,12 @@ def first_frames(task: Task, batch: Batch) -> Tensor:
     """CLIP's embedding (b, d) of each sample's first frame, which of a picture is all."""
     if task.kept is not None:
         return task.kept.of_pictures(batch.pixels[:, 0])
-    return _clip(task).encode_image(to_float(batch.pixels[:, 0].to(task.device)))
+    return _clip(task).encode_image(_first_pictures(task, batch))
+
+
+def _first_pictures(task: Task, batch: Batch) -> Tensor:
+    """(b, 3, h, w) in [-1, 1] on the task's device."""
+    return to_float(batch.pixels[:, 0].to(task.device))
 
 
 def _draw(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

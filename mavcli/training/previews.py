@@ -9,7 +9,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mavcli.data.degrade import downsample, upsample
-from mavcli.data.loader import open_source
 from mavcli.diffusion.guidance import guided
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.media.frames import Frames, contact_sheet, to_uint8
@@ -19,7 +18,7 @@ from mavcli.recipe.load import LoadedRecipe
 from mavcli.report import Report
 from mavcli.specs import SamplerSpec
 from mavcli.training import losses
-from mavcli.training.batches import Batches, wants_stills
+from mavcli.training.batches import Batches, stage_source
 from mavcli.training.conditioning import masked_video
 from mavcli.training.draws import Draws
 from mavcli.training.stage import Batch, Stage, Task
@@ -121,14 +120,7 @@ def seen(
     Raises RecipeError and InputError as training does.
     """
     recipe = loaded.recipe
-    source = open_source(
-        recipe.train.data,
-        stage.data,
-        stage=stage.name,
-        base=loaded.path.parent,
-        stills=wants_stills(stage, recipe),
-        report=report,
-    )
+    source = stage_source(stage, loaded, report=report)
     batch = Batches(source, stage, recipe)[step]
     count = min(samples, len(batch.pixels))
     batch = batch.rows(0, count)

@@ -31,7 +31,7 @@ def test_values_and_gradients_are_those_of_pytorch():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so the kernels can be had")
 def test_where_they_cannot_be_had_the_reason_is_told_once():
     kernels_fault.cache_clear()
-    with pytest.warns(UserWarning, match=r"slower kernels on this GPU .*`mav doctor`") as told:
+    with pytest.warns(UserWarning, match=r"PyTorch's own kernels on this GPU .*`mav doctor`") as told:
         first, again = kernels_fault(warn=True), kernels_fault(warn=True)
     assert first and first == again and len(told) == 1
     kernels_fault.cache_clear()
