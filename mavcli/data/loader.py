@@ -7,6 +7,7 @@ belongs to which sample. Nothing here keeps a position: the only state of the da
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -65,9 +66,27 @@ class Source(Protocol):
 
 
 class WorldSource:
-    """The rendered pocket world; held-out pairs never occur, and some actors occur in pictures only."""
+    """The rendered pocket world; held-out pairs never occur, and some actors occur in pictures only.
+
+    actions: how often each action is drawn for clips, 1 where none is given. RecipeError for an unknown one or for shares
+    that cannot be.
+    """
 
     repeats = False
+
+    def __init__(self, actions: Mapping[str, float] | None = None) -> None:
+        given = dict(actions or {})
+        if unknown := sorted(set(given) - set(world.ACTIONS)):
+            raise RecipeError(
+                f"`train.data.world_actions` names `{unknown[0]}`, which is no action of the world",
+                hint=f"its actions are {', '.join(world.ACTIONS)}",
+            )
+        shares = np.array([given.get(action, 1.0) for action in world.ACTIONS])
+        if shares.min() < 0 or not shares.any():
+            raise RecipeError(
+                "`train.data.world_actions` must be numbers of 0 or more, and one of them above 0"
+            )
+        self._shares = shares / shares.sum() if given else None
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         return world.render(world.draw_scene(rng), float(rng.uniform(0.0, 4.0)), size)
@@ -77,7 +96,10 @@ class WorldSource:
         return world.render(scene, float(rng.uniform(0.0, 4.0)), size), world.caption(scene, rng)
 
     def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
-        scene = world.draw_scene(rng, video=True)
+        action = None
+        if self._shares is not None:
+            action = world.ACTIONS[int(rng.choice(len(self._shares), p=self._shares))]
+        scene = world.draw_scene(rng, video=True, action=action)
         start = float(rng.uniform(0.0, 1.0))
         return DrawnClip(world.render_clip(scene, fps=fps, frames=frames, size=size, start=start), fps)
 
@@ -128,7 +150,7 @@ def open_source(
     names no such data, InputError when the folder has nothing usable.
     """
     if data.world:
-        return WorldSource()
+        return WorldSource(data.world_actions)
     folder, kind = _folder_of(data, kind)
     if folder is None:
         raise RecipeError(

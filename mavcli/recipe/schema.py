@@ -124,6 +124,10 @@ class Data(Spec):
     recipe), tar shards (`shards/{000..099}.tar`), or URLs of shards (`s3://`, `https://`, `hf://`)."""
 
     world: bool = False
+    world_actions: dict[str, float] = Field(
+        default_factory=dict,
+        description="how often an action of the world is drawn for clips, 1 where none is given: what is hard to learn, more often",
+    )
     image: str | None = Field(None, description="images")
     pairs: str | None = Field(
         None, description="images with captions: .txt, JSONL, CSV, Parquet, or webdataset shards"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +281,33 @@ def test_some_clips_are_a_still_that_is_told_to_run_too_fast_to_move(tiny, tmp_p
     still = [bool((clip == clip[0]).all()) for clip, _ in clips]
     assert still == [fps == STILL_FPS for _, fps in clips]
     assert 25 < sum(still) < 55, "of 80 clips a half"
+
+
+def test_an_action_of_the_world_can_be_drawn_more_often_for_clips(monkeypatch):
+    drawn: list[str] = []
+    real = world.draw_scene
+
+    def noted(rng, **options):
+        scene = real(rng, **options)
+        drawn.append(scene.action)
+        return scene
+
+    monkeypatch.setattr(world, "draw_scene", noted)
+    source = WorldSource({"driving": 6, "falling": 0})
+    for i in range(240):
+        source.clip(world.generator(5, i), frames=1, fps=4.0, size=8)
+    counts = Counter(drawn)
+    assert set(counts) == set(world.ACTIONS) - {"falling"}
+    assert 100 < counts["driving"] < 140, "6 of 12"
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ("{sailing: 2}", "names `sailing`"),
+        ("{driving: -1}", "numbers of 0 or more"),
+    ],
+)
+def test_shares_of_actions_that_cannot_be_are_refused(shares, told, train, tmp_path):
+    with pytest.raises(RecipeError, match=told):
+        train("clip", tmp_path, f"train.data.world_actions={shares}")
