@@ -12,7 +12,7 @@ import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
 from mavcli.engine.assemble import build_network, load_network
 from mavcli.engine.backend import Backend
+from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
 from mavcli.engine.randomness import START, Draw, gaussian, shared_noise, video_noise
 from mavcli.engine.windows import Window, halo_windows, key_windows, sliding_windows
@@ -633,7 +634,7 @@ class Cascade:
         if isinstance(spec, UNetSpec):
             size = {"sr_l": self.parts.sr_l.size, "sr_h": self.parts.sr_h.size}.get(piece, self.size)
             return network_cost(spec, size)
-        return float(sum(p.numel() for p in _on_meta(spec).parameters()))
+        return parameter_count(spec)
 
     def cost_of_prior(self, prompts: int) -> float:
         part = self.parts.prior
@@ -677,34 +678,6 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     if bool((angle.sin().abs() < 1e-6).any()):
         return F.normalize(torch.lerp(a, b, share), dim=-1)
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
-
-
-@lru_cache(maxsize=32)
-def network_cost(spec: UNetSpec, size: int) -> float:
-    """Multiplications for one frame of `size` pixels a side, counted on tensors without memory."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    frames = 2 if spec.temporal != "none" else 1
-    network = _on_meta(spec)
-
-    def zeros(channels: int) -> Tensor:
-        return torch.empty(1, frames, channels, size, size, device="meta")
-
-    condition = Condition(
-        image_embedding=None if spec.clip_dim is None else torch.empty(1, spec.clip_dim, device="meta"),
-        low_res=zeros(spec.low_res_channels) if spec.low_res_channels else None,
-        masked_video=zeros(spec.mask_channels) if spec.mask_channels else None,
-        fps=torch.empty(1, device="meta") if spec.fps else None,
-        noise_level=torch.empty(1, device="meta") if spec.noise_level else None,
-    )
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(zeros(spec.in_channels), torch.empty(1, device="meta"), condition)
-    return counter.get_total_flops() / 2 / frames
-
-
-def _on_meta(spec: Any) -> nn.Module:
-    with torch.device("meta"):
-        return build_network(spec)
 
 
 def _calls(sampler: SamplerSpec) -> int:

@@ -25,6 +25,13 @@ def sinusoid(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Ten
     return nn.functional.pad(embedding, (0, width % 2))
 
 
+def small_normal(*shape: int) -> nn.Parameter:
+    """A learned position before training: normal, standard deviation 0.01."""
+    values = torch.empty(shape)
+    # On the meta device there is nothing to fill, and PyTorch would import its compiler for it: seconds.
+    return nn.Parameter(values if values.is_meta else values.normal_(std=0.01))
+
+
 def weight_dtype(module: nn.Module) -> torch.dtype:
     """The type of a module's parameters."""
     return next(module.parameters()).dtype

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mavcli.models.clip import TextTower
-from mavcli.models.embeddings import sinusoid
+from mavcli.models.embeddings import sinusoid, small_normal
 from mavcli.models.transformer import Transformer, padding_mask
 from mavcli.models.unet import mlp
 from mavcli.specs import PriorSpec
@@ -95,8 +95,8 @@ class Prior(nn.Module):
         super().__init__()
         self.spec = spec
         width = spec.width
-        self.positional_embedding = nn.Parameter(torch.randn(1, spec.text_context + 4, width) * 0.01)
-        self.prd_emb = nn.Parameter(torch.randn(1, 1, width) * 0.01)
+        self.positional_embedding = small_normal(1, spec.text_context + 4, width)
+        self.prd_emb = small_normal(1, 1, width)
         self.time_embed = mlp(width, width)
         self.text_enc_proj = nn.Linear(spec.text_dim, width)
         self.text_emb_proj = nn.Linear(spec.clip_dim, width)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.models.attention import attend
-from mavcli.models.embeddings import Condition, FpsEmbedding, fill_unknown, sinusoid, weight_dtype
+from mavcli.models.embeddings import (
+    Condition,
+    FpsEmbedding,
+    fill_unknown,
+    sinusoid,
+    small_normal,
+    weight_dtype,
+)
 from mavcli.models.normalisation import GroupNorm
 from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, residual, zero_linear
 from mavcli.models.transformer import Transformer, padding_mask
@@ -73,8 +80,8 @@ class UNet(nn.Module):
             self.text_feat_proj = nn.Linear(spec.text_dim, emb)
         if spec.text == "glide" and spec.context_dim is not None:
             self.token_embedding = nn.Embedding(spec.text_vocabulary, spec.context_dim)
-            self.positional_embedding = nn.Parameter(torch.randn(spec.text_context, spec.context_dim) * 0.01)
-            self.padding_embedding = nn.Parameter(torch.randn(spec.text_context, spec.context_dim) * 0.01)
+            self.positional_embedding = small_normal(spec.text_context, spec.context_dim)
+            self.padding_embedding = small_normal(spec.text_context, spec.context_dim)
             self.transformer = Transformer(spec.context_dim, spec.text_layers, spec.text_heads)
             self.final_ln = nn.LayerNorm(spec.context_dim)
             self.transformer_proj = nn.Linear(spec.context_dim, emb)
