@@ -204,6 +204,18 @@ class SamplerSpec(Spec):
         description="steps are picked as if every signal-to-noise ratio were divided by its square",
     )
     guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is off")
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="guide only while t / T lies in here (arXiv 2404.07724): fewer network calls"
+    )
     clip_x0: float | None = Field(
         1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never"
     )
+
+    @model_validator(mode="after")
+    def _interval(self) -> SamplerSpec:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"guidance_interval [{low}, {high}] must be two shares of T, 0 to 1, the lower first"
+            )
+        return self

@@ -14,6 +14,7 @@ from torch import Tensor
 from mavcli.diffusion.process import Prediction, read_output
 from mavcli.diffusion.samplers import Denoise
 from mavcli.diffusion.schedule import Schedule
+from mavcli.specs import SamplerSpec
 
 
 class Guidable(Protocol):
@@ -38,6 +39,7 @@ def guided(
     *,
     schedule: Schedule,
     scale: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
     clip_x0: float | None = None,
     channel_dim: int = 2,
 ) -> Denoise:
@@ -45,27 +47,45 @@ def guided(
 
     Scale 1 is the conditional network and 0 the unconditional one, each alone; any other scale runs both in
     one batch of twice the rows, the conditional half first. What is guided is the predicted value (epsilon,
-    x0 or v); a learned variance is the conditional half's, as in Karlo. The network gets t on x's device;
-    `channel_dim` as in `read_output`.
+    x0 or v); a learned variance is the conditional half's, as in Karlo. Steps outside of `interval`, see `guides`, are the
+    conditional network's alone (arXiv 2404.07724). The network gets t on x's device; `channel_dim` as in `read_output`.
+    ValueError where the rows of one call are not all in the interval or all outside of it.
     """
-    both = scale not in (0.0, 1.0)
-    if both:
-        condition = type(condition).cat([condition, condition.without_conditioning()])
-    elif scale == 0.0:
-        condition = condition.without_conditioning()
+    nothing = condition.without_conditioning() if scale != 1.0 else condition
+    doubled = type(condition).cat([condition, nothing]) if scale not in (0.0, 1.0) else None
 
     def denoise(x_t: Tensor, t: Tensor) -> Prediction:
         on_device = t.to(x_t.device)
-        if not both:
+        guiding = guides(schedule.spec.timesteps, interval, t)
+        if bool(guiding.any()) != bool(guiding.all()):
+            raise ValueError(f"steps {t.tolist()} lie on both sides of the guidance interval {interval}")
+        if not guiding.all() or scale == 1.0:
             output = network(x_t, on_device, condition)
+        elif doubled is None:
+            output = network(x_t, on_device, nothing)
         else:
-            doubled = network(torch.cat([x_t, x_t]), torch.cat([on_device, on_device]), condition)
+            both = network(torch.cat([x_t, x_t]), torch.cat([on_device, on_device]), doubled)
             # a reduced-precision output: the scale would amplify the rounding of the difference
-            doubled = doubled.to(x_t.dtype)
-            output = _combine(doubled, scale=scale, channels=x_t.shape[channel_dim], channel_dim=channel_dim)
+            both = both.to(x_t.dtype)
+            output = _combine(both, scale=scale, channels=x_t.shape[channel_dim], channel_dim=channel_dim)
         return read_output(schedule, output, x_t=x_t, t=t, clip_x0=clip_x0, channel_dim=channel_dim)
 
     return denoise
+
+
+def guides(timesteps: int, interval: tuple[float, float], t: Tensor) -> Tensor:
+    """Which of the steps t, of a process of T = `timesteps`, lie in `interval`: low <= t / T <= high, a bool for each."""
+    low, high = interval
+    return (t >= low * timesteps) & (t <= high * timesteps)
+
+
+def rows_per_sample(spec: SamplerSpec, schedule: Schedule) -> int:
+    """How many rows the network sees for one sample: one a step, and a second one where it is guided."""
+    steps = schedule.respace(spec.steps, spec.spacing, shift=spec.shift)
+    if spec.guidance_scale in (0.0, 1.0):
+        return len(steps)
+    guided_steps = guides(schedule.spec.timesteps, spec.guidance_interval, torch.tensor(steps))
+    return len(steps) + int(guided_steps.sum())
 
 
 def _combine(doubled: Tensor, *, scale: float, channels: int, channel_dim: int) -> Tensor:

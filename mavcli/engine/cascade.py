@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.data.degrade import upsample
-from mavcli.diffusion.guidance import guided
+from mavcli.diffusion.guidance import guided, rows_per_sample
 from mavcli.diffusion.process import add_noise
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
@@ -490,6 +490,7 @@ class Cascade:
                 condition,
                 schedule=table,
                 scale=sampler.guidance_scale,
+                interval=sampler.guidance_interval,
                 clip_x0=sampler.clip_x0,
                 channel_dim=channel_dim,
             )
@@ -638,15 +639,16 @@ class Cascade:
 
     def cost_of_prior(self, prompts: int) -> float:
         part = self.parts.prior
-        return self._cost_per_frame("prior") * prompts * part.samples * _calls(part.sampler)
+        return self._cost_per_frame("prior") * prompts * part.samples * _rows(part.sampler, part.schedule)
 
     def cost_of_decoder(self, samples: int, *, frames: int | None = None) -> float:
         part = self.parts.decoder
-        each = self._cost_per_frame("decoder_t") * _calls(part.sampler)
+        each = self._cost_per_frame("decoder_t") * _rows(part.sampler, part.schedule)
         return each * samples * (frames or part.frames)
 
     def cost_of_windows(self, windows: int) -> float:
-        return self._cost_per_frame("interp") * windows * self.window * _calls(self.parts.interp.sampler)
+        rows = _rows(self.parts.interp.sampler, self.recipe.interp_schedule())
+        return self._cost_per_frame("interp") * windows * self.window * rows
 
     def cost_of_super(self, piece: Piece, frames: int) -> float:
         part: SuperResPart = getattr(self.parts, piece)
@@ -656,7 +658,7 @@ class Cascade:
         assert isinstance(spec, UNetSpec)
         if spec.temporal != "none":
             frames = sum(w.length for w in halo_windows(frames, length=part.chunk))
-        return self._cost_per_frame(piece) * frames * _calls(part.sampler)
+        return self._cost_per_frame(piece) * frames * _rows(part.sampler, part.schedule)
 
     def cost_of_fill_up(self, keys: int, frames: int) -> float:
         """`fill_up` from `keys` key frames."""
@@ -680,8 +682,8 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
 
 
-def _calls(sampler: SamplerSpec) -> int:
-    return sampler.steps * (1 if sampler.guidance_scale in (0.0, 1.0) else 2)
+def _rows(sampler: SamplerSpec, schedule: ScheduleSpec) -> int:
+    return rows_per_sample(sampler, Schedule.from_spec(schedule))
 
 
 def _on_grid(x: Tensor) -> Tensor:

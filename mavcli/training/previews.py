@@ -88,7 +88,12 @@ def _sample(
 ) -> Tensor:
     assert task.schedule is not None
     denoise = guided(
-        task.network, condition, schedule=task.schedule, scale=spec.guidance_scale, clip_x0=spec.clip_x0
+        task.network,
+        condition,
+        schedule=task.schedule,
+        scale=spec.guidance_scale,
+        interval=spec.guidance_interval,
+        clip_x0=spec.clip_x0,
     )
 
     def noise(step: int) -> Tensor:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavcli.diffusion.guidance import guided
+from mavcli.diffusion.guidance import guided, rows_per_sample
 from mavcli.diffusion.process import read_output, to_v
+from mavcli.diffusion.samplers import sample
 from mavcli.diffusion.schedule import Schedule
-from mavcli.specs import ScheduleSpec
+from mavcli.errors import RecipeError
+from mavcli.recipe.load import load_recipe
+from mavcli.specs import SamplerSpec, ScheduleSpec
 
 T = torch.tensor([300, 700])
 
@@ -112,3 +115,56 @@ def test_an_embedding_is_guided_like_a_video():
     read = guided(network, label, schedule=schedule, scale=3.0, channel_dim=1)(x_t, T)
     value = to_v(schedule, read.x0, epsilon=read.epsilon, t=T)
     torch.testing.assert_close(value, 3 * x_t * label.value[:, None])
+
+
+@pytest.mark.parametrize(("t", "inside"), [(149, False), (150, True), (600, True), (601, False)])
+def test_outside_of_its_interval_guidance_is_the_conditional_network_alone(t, inside):
+    schedule = Schedule.from_spec(ScheduleSpec(prediction="epsilon", timesteps=1000))
+    network, label = Network(), Label(torch.tensor([1.0, 2.0]))
+    steps = torch.tensor([t, t])
+    read = guided(network, label, schedule=schedule, scale=4.0, interval=(0.15, 0.6))(_x_t(), steps)
+    assert network.batches == [[1.0, 2.0, 0.0, 0.0] if inside else [1.0, 2.0]]
+    wanted = guided(network, label, schedule=schedule, scale=4.0 if inside else 1.0)(_x_t(), steps)
+    torch.testing.assert_close(read.epsilon, wanted.epsilon, rtol=0, atol=0)
+
+
+def test_an_unconditional_sample_is_conditional_where_it_is_not_guided():
+    schedule = Schedule.from_spec(ScheduleSpec(prediction="epsilon", timesteps=1000))
+    network, label = Network(), Label(torch.tensor([1.0, 2.0]))
+    denoise = guided(network, label, schedule=schedule, scale=0.0, interval=(0.0, 0.5))
+    for t in (500, 501):
+        denoise(_x_t(), torch.tensor([t, t]))
+    assert network.batches == [[0.0, 0.0], [1.0, 2.0]]
+
+
+def test_one_call_cannot_be_guided_for_some_rows_only():
+    schedule = Schedule.from_spec(ScheduleSpec(timesteps=1000))
+    denoise = guided(Network(), Label(torch.ones(2)), schedule=schedule, scale=2.0, interval=(0.0, 0.5))
+    with pytest.raises(ValueError, match="both sides of the guidance interval"):
+        denoise(_x_t(), T)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8), (0.9, 0.95)])
+def test_the_rows_of_a_sample_are_those_that_the_network_sees(scale, interval):
+    schedule = Schedule.from_spec(ScheduleSpec(name="cosine", prediction="epsilon", timesteps=1000))
+    spec = SamplerSpec(
+        name="dpm++2m",
+        steps=9,
+        spacing="trailing",
+        shift=2,
+        guidance_scale=scale,
+        guidance_interval=interval,
+    )
+    network = Network()
+    denoise = guided(
+        network, Label(torch.ones(1)), schedule=schedule, scale=scale, interval=spec.guidance_interval
+    )
+    sample(spec, denoise, x_T=_x_t((1, 2, 3, 2, 2)), schedule=schedule, noise=lambda step: torch.zeros(()))
+    assert rows_per_sample(spec, schedule) == sum(len(rows) for rows in network.batches)
+
+
+@pytest.mark.parametrize("interval", ["[0.6, 0.4]", "[-0.1, 0.5]", "[0.5, 1.1]"])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(RecipeError, match="guidance_interval"):
+        load_recipe("pocket", sets=[f"cascade.decoder.sampler.guidance_interval={interval}"])
