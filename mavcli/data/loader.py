@@ -75,7 +75,7 @@ class WorldSource:
     repeats = False
 
     def __init__(self, actions: Mapping[str, float] | None = None) -> None:
-        given = dict(actions or {})
+        given = self._given = dict(actions or {})
         if unknown := sorted(set(given) - set(world.ACTIONS)):
             raise RecipeError(
                 f"`train.data.world_actions` names `{unknown[0]}`, which is no action of the world",
@@ -111,7 +111,9 @@ class WorldSource:
         """Nothing: every rate and length can be rendered."""
 
     def describe(self) -> str:
-        return f"the rendered pocket world: {len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"
+        counts = f"{len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"
+        often = ", ".join(f"{action} {share:g}" for action, share in self._given.items())
+        return f"the rendered pocket world: {counts}" + (f"; for clips: {often}, others 1" if often else "")
 
 
 class WithStills:

@@ -23,6 +23,12 @@ def build_network(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
     return Prior(spec) if isinstance(spec, PriorSpec) else UNet(spec)
 
 
+def on_meta(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
+    """The network of a spec without memory."""
+    with torch.device("meta"):
+        return build_network(spec)
+
+
 def load_network(
     spec: ClipSpec | PriorSpec | UNetSpec, path: Path, *, role: str | tuple[str, ...]
 ) -> nn.Module:
@@ -32,8 +38,7 @@ def load_network(
     """
     tensors = load_weights(path, expect_role=role, expect_spec=spec)
     # open_clip's towers keep buffers outside their state, so they are built for real; all else without memory
-    with torch.device("cpu" if isinstance(spec, ClipSpec) else "meta"):
-        network = build_network(spec)
+    network = build_network(spec) if isinstance(spec, ClipSpec) else on_meta(spec)
     check_fit(read_index(path), network.state_dict(), path)
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(floats, assign=True)

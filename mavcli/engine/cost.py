@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
 from torch import nn
 
-from mavcli.engine.assemble import build_network
+from mavcli.engine.assemble import on_meta
 from mavcli.models.pseudo3d import TemporalAttention
 from mavcli.models.unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
 from mavcli.specs import PriorSpec, UNetSpec
@@ -23,7 +22,7 @@ def network_cost(spec: UNetSpec, size: int, *, frames: int = 16) -> float:
 
     What a clip needs once (the embeddings of t, text and frame rate) is left out: below a hundredth.
     """
-    network = _blank(spec)
+    network = on_meta(spec)
     assert isinstance(network, UNet)
     stages = [*network.input_blocks, network.middle_block, *network.output_blocks]
     total, side = 0.0, size // spec.patch
@@ -38,12 +37,7 @@ def network_cost(spec: UNetSpec, size: int, *, frames: int = 16) -> float:
 @lru_cache(maxsize=32)
 def parameter_count(spec: PriorSpec) -> float:
     """The parameters of a transformer: about the multiplications for one of its tokens."""
-    return float(sum(p.numel() for p in _blank(spec).parameters()))
-
-
-def _blank(spec: PriorSpec | UNetSpec) -> nn.Module:
-    with torch.device("meta"):
-        return build_network(spec)
+    return float(sum(p.numel() for p in on_meta(spec).parameters()))
 
 
 def _side_after(layer: nn.Module, side: int) -> int:

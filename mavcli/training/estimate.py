@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mavcli.engine.assemble import on_meta
 from mavcli.engine.backend import Backend, open_backend
 from mavcli.engine.cascade import Cascade
 from mavcli.engine.family import PIECES, Family, Part, Piece
@@ -24,7 +25,7 @@ from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.training.checkpoint import KEEP
 from mavcli.training.stages import get_stage
-from mavcli.training.step_cost import FLOAT, StepCost, count_step, on_meta, probe_step, sustained_rate
+from mavcli.training.step_cost import FLOAT, StepCost, count_step, probe_step, sustained_rate
 from mavcli.training.trace import MetaAutocast, Trace
 
 GIB = 1 << 30

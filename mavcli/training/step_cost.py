@@ -17,7 +17,6 @@ from mavcli.engine.assemble import build_network
 from mavcli.engine.backend import Backend
 from mavcli.models.clip import Clip
 from mavcli.recipe.schema import Recipe, StageTraining
-from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.training.distributed import Group
 from mavcli.training.draws import Draws
 from mavcli.training.dropout import SampleDropout, dropping, own_dropout
@@ -121,12 +120,6 @@ def sustained_rate(backend: Backend, *, seconds: float = 0.5) -> float:
             nn.functional.conv2d(x, weight, padding=1)
             best = min(best, _now(backend.device) - started)
     return flops / best
-
-
-def on_meta(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
-    """The network of `spec` without memory."""
-    with torch.device("meta"):
-        return build_network(spec)
 
 
 def blank_batch(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mavcli.engine.assemble import build_network
+from mavcli.engine.assemble import on_meta
 from mavcli.engine.cost import network_cost
 from mavcli.models.embeddings import Condition
 from mavcli.recipe.load import load_recipe
@@ -24,8 +24,7 @@ def counted(spec: UNetSpec, size: int, frames: int) -> float:
     def blank(channels: int) -> torch.Tensor:
         return torch.empty(1, frames, channels, size, size, device="meta")
 
-    with torch.device("meta"):
-        network = build_network(spec)
+    network = on_meta(spec)
     condition = Condition(
         image_embedding=None if spec.clip_dim is None else torch.empty(1, spec.clip_dim, device="meta"),
         low_res=blank(spec.low_res_channels) if spec.low_res_channels else None,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mavcli.cli.app import run as mav
+from mavcli.engine.assemble import on_meta
 from mavcli.engine.backend import Backend
 from mavcli.errors import UsageError
 from mavcli.recipe.load import LoadedRecipe, list_recipes, load_recipe
@@ -27,7 +28,6 @@ from mavcli.training.estimate import (
 )
 from mavcli.training.stages import STAGES, get_stage
 from mavcli.training.start import build_task
-from mavcli.training.step_cost import on_meta
 from mavcli.training.trainer import Trainer
 
 Tiny = Callable[..., LoadedRecipe]

@@ -296,6 +296,7 @@ def test_an_action_of_the_world_can_be_drawn_more_often_for_clips(monkeypatch):
     source = WorldSource({"driving": 6, "falling": 0})
     for i in range(240):
         source.clip(world.generator(5, i), frames=1, fps=4.0, size=8)
+    assert source.describe().endswith("; for clips: driving 6, falling 0, others 1")
     counts = Counter(drawn)
     assert set(counts) == set(world.ACTIONS) - {"falling"}
     assert 100 < counts["driving"] < 140, "6 of 12"
