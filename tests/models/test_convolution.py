@@ -127,7 +127,8 @@ def test_in_bfloat16_a_doubled_picture_has_the_error_of_bfloat16(autocast: bool)
         theirs = F.conv2d(repeated(x), weight, bias, padding=1)
     assert ours.dtype == theirs.dtype == torch.bfloat16
     off, usual = ((y.double() - exact).square().mean().sqrt() for y in (ours, theirs))
-    assert off < 1.2 * usual
+    # On a CPU that has no bfloat16 PyTorch also adds up the four of a transposed convolution in it: 1.33 times there.
+    assert off < 1.5 * usual
 
 
 def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
