@@ -180,8 +180,8 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def _collect_less() -> None:
-    """PyTorch and open_clip make a million objects that stay: looking through them all, again and again while they are
-    imported and once more at the end, takes a second of every command."""
+    """PyTorch and open_clip make many objects that stay: looking through them all, again and again while they are imported
+    and once more at the end, takes a second of every command that needs both."""
     gc.set_threshold(10_000, 20, 50)
     atexit.register(gc.freeze)
 

@@ -1,7 +1,6 @@
 """What one call of a network costs, from its layers alone: the unit of the one honest bar.
 
-Nothing runs: PyTorch's counters and its tensors without memory import the compiler, which takes longer than a small network
-needs for a whole clip.
+Nothing runs: PyTorch's counters, and operations on its tensors without memory, import the compiler, which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from torch import nn
 from mavcli.engine.assemble import on_meta
 from mavcli.models.pseudo3d import TemporalAttention
 from mavcli.models.unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
-from mavcli.specs import PriorSpec, UNetSpec
+from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 
 
 @lru_cache(maxsize=32)
 def network_cost(spec: UNetSpec, size: int, *, frames: int = 16) -> float:
     """Multiplications for one frame, of `frames`, of `size` pixels a side: convolutions and attention, as they are defined.
 
-    What a clip needs once (the embeddings of t, text and frame rate) is left out: below a hundredth.
+    What a clip needs once (the embeddings of t, text and frame rate) is left out.
     """
     network = on_meta(spec)
     assert isinstance(network, UNet)
@@ -35,9 +34,9 @@ def network_cost(spec: UNetSpec, size: int, *, frames: int = 16) -> float:
 
 
 @lru_cache(maxsize=32)
-def parameter_count(spec: PriorSpec) -> float:
-    """The parameters of a transformer: about the multiplications for one of its tokens."""
-    return float(sum(p.numel() for p in on_meta(spec).parameters()))
+def parameter_count(spec: ClipSpec | PriorSpec | UNetSpec) -> int:
+    """The parameters of a network; of a transformer, about the multiplications for one of its tokens."""
+    return sum(p.numel() for p in on_meta(spec).parameters())
 
 
 def _side_after(layer: nn.Module, side: int) -> int:

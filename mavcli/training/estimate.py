@@ -16,6 +16,7 @@ import torch
 from mavcli.engine.assemble import on_meta
 from mavcli.engine.backend import Backend, open_backend
 from mavcli.engine.cascade import Cascade
+from mavcli.engine.cost import parameter_count
 from mavcli.engine.family import PIECES, Family, Part, Piece
 from mavcli.errors import UsageError
 from mavcli.models.embeddings import Condition
@@ -295,7 +296,7 @@ def estimate_generation(recipe: Recipe, *, devices: Devices) -> Generation:
     }
     pieces = []
     for piece, spec in specs.items():
-        count = sum(p.numel() for p in on_meta(spec).parameters())
+        count = parameter_count(spec)
         sampler = getattr(parts, "decoder" if piece == "decoder_t" else piece)
         held = 0
         if isinstance(spec, UNetSpec):

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mavcli.models import convolution
 from mavcli.models.convolution import conv2d, conv2d_of_doubled, direct
 from mavcli.models.pseudo3d import PseudoConv3d
+from mavcli.recipe.resolve import probe_machine
 from mavcli.training.trace import Trace
 
 FEWER = (
@@ -128,7 +129,7 @@ def test_in_bfloat16_a_doubled_picture_has_the_error_of_bfloat16(autocast: bool)
     assert ours.dtype == theirs.dtype == torch.bfloat16
     off, usual = ((y.double() - exact).square().mean().sqrt() for y in (ours, theirs))
     # On a CPU that has no bfloat16 PyTorch also adds up the four of a transposed convolution in it: 1.33 times there.
-    assert off < 1.5 * usual
+    assert off < (1.2 if probe_machine().cpu_bf16 else 1.5) * usual
 
 
 def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
