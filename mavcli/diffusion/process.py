@@ -158,6 +158,7 @@ def training_loss(
     snr_min: float = 0.0,
     snr_max: float = 5.0,
     vlb_weight: float = 0.001,
+    motion_weight: float = 0.0,
     channel_dim: int = 2,
 ) -> Tensor:
     """The loss of each sample, (b,): mean squared error in the network's own prediction space.
@@ -166,17 +167,32 @@ def training_loss(
     converted exactly: the error of epsilon is SNR times that of x0, the error of v is SNR + 1 times. Where
     the variance is learned, vlb_weight * T * `variational_bound` is added with the mean frozen: L_hybrid =
     L_simple + 0.001 L_vlb (Improved DDPM, eq. 16), which is guided-diffusion's RESCALED_MSE. `vlb_weight` 0
-    leaves it out. All is computed in the dtype of x_t. `output` as in `split_output`.
+    leaves it out. `motion_weight` is `squared_error`'s and is for clips. All is computed in the dtype of x_t. `output` as in `split_output`.
     """
     value, fraction = split_output(schedule, output, like=x_t, channel_dim=channel_dim)
     targets = {"epsilon": noise, "x0": x0, "v": to_v(schedule, x0, epsilon=noise, t=t)}
-    loss = _mean((value - targets[schedule.spec.prediction]).square())
+    loss = squared_error(value - targets[schedule.spec.prediction], motion_weight=motion_weight)
     if weighting == "min_snr":
         loss = loss * min_snr_weight(schedule, t, snr_min=snr_min, snr_max=snr_max).to(loss)
     if fraction is not None and vlb_weight:
         frozen = to_x0(schedule, value.detach(), x_t=x_t, t=t, prediction=schedule.spec.prediction)
         bound = variational_bound(schedule, frozen, x0=x0, x_t=x_t, t=t, fraction=fraction)
         loss = loss + vlb_weight * schedule.spec.timesteps * bound
+    return loss
+
+
+def squared_error(error: Tensor, *, motion_weight: float = 0.0) -> Tensor:
+    """Mean square of each sample's error, (b, ...) -> (b,); of clips (b, f, ...) also of how it changes between frames.
+
+    `motion_weight` is that of half the mean square of the difference of neighbouring frames' errors, which is 1 x the error's
+    own mean square where frames err independently, 2 x where they err to opposite sides, and nothing where all err alike. So
+    what moves counts for more than what stands. The square stays one of the error, positive definite, so the best
+    prediction stays the conditional mean: only the way there changes. (The appearance-debiased loss of MotionDirector, arXiv
+    2310.08465, has the same purpose.) A clip of one frame has no such term.
+    """
+    loss = _mean(error.square())
+    if motion_weight and error.shape[1] > 1:
+        loss = loss + motion_weight * _mean(error.diff(dim=1).square()) / 2
     return loss
 
 

@@ -216,6 +216,11 @@ class StageTraining(Spec):
         description="noise is drawn as if every signal-to-noise ratio were divided by its square; for clips, whose frames repeat each other",
     )
     vlb_weight: float = Field(0.001, ge=0, description="lambda of the hybrid loss, with a learned variance")
+    motion_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared change of the error from frame to frame: what moves then counts for more than what stands",
+    )
     train: Literal["all", "temporal"] = "all"
     spatial_lr: float = Field(1.0, gt=0, description="factor on the rate of inherited layers")
     image_batch: float = Field(

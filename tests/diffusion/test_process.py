@@ -7,6 +7,7 @@ from mavcli.diffusion.process import (
     min_snr_weight,
     posterior_mean_variance,
     read_output,
+    squared_error,
     to_epsilon,
     to_v,
     to_x0,
@@ -169,6 +170,36 @@ def test_min_snr_weighs_one_mistake_alike_in_every_prediction_space(snr_min, snr
         torch.testing.assert_close(loss, schedule.snr(T).clamp(snr_min, snr_max) * x0_mistake**2)
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(losses[2], losses[1])
+
+
+def test_motion_weight_counts_what_changes_between_frames_alone():
+    def loss(error, weight):
+        return squared_error(error, motion_weight=weight)
+
+    generator = torch.Generator().manual_seed(0)
+    still = torch.randn(2, 1, 3, 4, 4, generator=generator).expand(2, 8, 3, 4, 4)
+    apart = torch.randn(2, 4096, 3, 4, 4, generator=generator)
+    opposite = torch.tensor([1.0, -1.0]).repeat(4).reshape(1, 8, 1, 1, 1).expand(2, 8, 3, 4, 4)
+    torch.testing.assert_close(loss(still, 5.0), loss(still, 0.0))
+    torch.testing.assert_close(loss(apart, 2.0), 3 * loss(apart, 0.0), rtol=0.01, atol=0)
+    torch.testing.assert_close(loss(opposite, 2.0), 5 * loss(opposite, 0.0))
+    torch.testing.assert_close(loss(still[:, :1], 5.0), loss(still[:, :1], 0.0))
+
+
+def test_with_motion_weight_the_mean_of_what_may_be_stays_the_best_guess():
+    generator = torch.Generator().manual_seed(1)
+    futures = torch.randn(
+        2, 6, 3, 2, 2, generator=generator, dtype=torch.float64
+    )  # one x_t may come from both
+
+    def loss(guess):
+        return squared_error(guess - futures, motion_weight=3.0).mean()
+
+    best = futures.mean(0, keepdim=True).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(best), best)
+    torch.testing.assert_close(gradient, torch.zeros_like(best))
+    for _ in range(20):
+        assert loss(best + 0.01 * torch.randn(best.shape, generator=generator)) > loss(best)
 
 
 def test_min_snr_weights_have_their_known_forms():
