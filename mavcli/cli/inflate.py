@@ -51,9 +51,10 @@ def inflate(
     largest difference of each frame is printed and kept in the header; it is 0. Tensors are handled one at a time: the
     command needs far less memory than the network.
     """
+    from mavcli.cli.weights import named_network
     from mavcli.weights.inflation import inflate_file
 
-    source = _find(weights)
+    source = named_network(weights)
     command = f"mav inflate {source.name}" + ("" if widen == "none" else f" --widen {widen}")
     with Console(quiet=quiet, json=json) as console:
         done = inflate_file(
@@ -94,18 +95,6 @@ def inflate(
                 "peak_memory": peak,
             }
         )
-
-
-def _find(weights: str) -> Path:
-    """The one network that WEIGHTS names."""
-    from mavcli.cli.weights import named_weights
-    from mavcli.errors import UsageError
-
-    found = named_weights(weights)
-    if len(found) > 1:
-        names = ", ".join(path.stem for path in found)
-        raise UsageError(f"{weights} holds {len(found)} networks ({names}), one is inflated at a time")
-    return found[0]
 
 
 def _peak_memory() -> int | None:

@@ -11,6 +11,7 @@ from mavcli.cli.console import Console, size, table
 from mavcli.cli.options import DryRunOption, ForceOption, JsonOption, QuietOption
 from mavcli.cli.weights_export import export_weights
 from mavcli.cli.weights_import import import_weights
+from mavcli.cli.weights_mean import mean_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.command("import", short_help="Turn published checkpoints into weights of a family.")(import_weights)
 app.command("export", short_help="Write weights for other codes, with a model card.")(export_weights)
+app.command("mean", short_help="Write the mean of weights of one network.")(mean_weights)
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -521,6 +523,17 @@ def named_weights(what: str) -> list[Path]:
         missing = chosen[0]
         raise WeightsError(f"{missing.path} does not exist", hint=family(name).command(missing.stage))
     return present
+
+
+def named_network(what: str) -> Path:
+    """The one network that `what` names."""
+    from mavcli.errors import UsageError
+
+    found = named_weights(what)
+    if len(found) > 1:
+        names = ", ".join(path.stem for path in found)
+        raise UsageError(f"{what} holds {len(found)} networks ({names}), one is wanted: name its file")
+    return found[0]
 
 
 def _facts(

@@ -6,6 +6,7 @@ Everything happens outside the network: its names, and so its checkpoints, stay 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,6 +66,8 @@ class Layout:
             # Resharded, so that no stale full copy outlives a change of the shards (`Trainer.averaged`).
             fully_shard(self.objective, mesh=group.shards(), reshard_after_forward=True)
         elif group.world > 1:
+            # A kernel of one frame has strides that mean nothing, and DDP warns of them in the middle of the progress.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             # Which parameters take part differs from step to step: stills skip the temporal layers.
             self.ddp = DistributedDataParallel(
                 self.objective,

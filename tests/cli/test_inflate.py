@@ -50,5 +50,5 @@ def test_what_cannot_be_inflated_is_one_error(decoder: Path, capsys: pytest.Capt
     assert run(["inflate", "nothing/there"]) == 3
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4
-    assert "decoder_t.safetensors exists" in errors[0] and "one is inflated at a time" in errors[1]
+    assert "decoder_t.safetensors exists" in errors[0] and "one is wanted: name its file" in errors[1]
     assert "have temporal layers already" in errors[2]
