@@ -197,6 +197,23 @@ def test_the_noise_of_clips_is_shifted_and_that_of_stills_is_not(frames, family,
     assert torch.equal(drawn, task.schedule.shifted(keep.integers(1000), shift))
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_motion_weight_makes_moving_errors_of_clips_count_more(frames, family, tiny):
+    task = recorded_task(family, tiny, "decoder_t", (8, frames, 3, 16, 16))
+    weighted = dataclasses.replace(task, config=task.config.model_copy(update={"motion_weight": 2.0}))
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (8, frames, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    batch = Batch(pixels, fps=torch.full((8,), 8.0))
+    plain, more = (
+        losses.decoder_loss(t, batch, Draws(0, stage="decoder_t", step=0, count=8)).detach()
+        for t in (task, weighted)
+    )
+    if frames == 1:
+        assert torch.equal(plain, more)
+    else:  # frames that are noise err independently: each unit of the weight counts the error once more
+        torch.testing.assert_close(more, 3 * plain, rtol=0.1, atol=0)
+
+
 def test_each_super_resolution_stage_enlarges_by_its_own_factor(family, tiny):
     recipe = tiny(family, "cascade.sr_l.size=64", "cascade.sr_h.size=128").recipe
     same = recipe.cascade.sr_l.network.model_copy(update={"temporal": "none"})
