@@ -102,8 +102,9 @@ def mean_file(
             "inflation": None if any(h.inflation is None for h in headers) else first.inflation,
         }
     )
+    apart = _apart(stored)  # before the target is written, which may be one of the sources
     files = save_weights(target, MeanWeights(stored, shares), header)
-    return Mean(tuple(files), read_header(target), shares, _apart(stored))
+    return Mean(tuple(files), read_header(target), shares, apart)
 
 
 def _check_alike(one: Path, first: WeightsHeader, other: Path, header: WeightsHeader) -> None:

@@ -78,6 +78,14 @@ def test_the_type_is_the_first_ones_and_sums_are_not_rounded_on_the_way(tmp_path
         assert torch.equal(mean[name], ((a[name].double() + b[name].double()) / 2).bfloat16()), name
 
 
+def test_the_mean_may_take_the_place_of_a_source(tmp_path: Path) -> None:
+    one, two = trained(tmp_path / "decoder.safetensors", seed=1), trained(tmp_path / "2.safetensors", seed=2)
+    elsewhere = mean_file([one, two], tmp_path / "out")
+    here = mean_file([one, two], tmp_path, force=True)
+    assert here.header == elsewhere.header and here.apart == elsewhere.apart
+    assert is_intact(one)
+
+
 def test_layers_that_one_of_them_trained_do_not_count_as_untrained(tmp_path: Path) -> None:
     image = tmp_path / "decoder.safetensors"
     torch.manual_seed(0)
