@@ -20,8 +20,8 @@ from mavcli.weights.provenance import (
     StoredWeights,
     WeightsHeader,
     read_header,
+    refuse_existing,
     save_weights,
-    weight_files,
     write_plain,
 )
 from mavcli.weights.unclip import prior_table, text_proj_names, unet_table
@@ -63,8 +63,7 @@ def export_single_files(
     for source, target in targets.items():
         if target.absolute() == source.absolute():
             raise DiskError(f"{target} is the source itself", hint="--out chooses another folder")
-        if weight_files(target) and not force:
-            raise DiskError(f"{target} exists", hint="--force overwrites it, --out chooses another folder")
+        refuse_existing(target, force=force)
     for source, target in targets.items():
         header = read_header(source)
         report.message(f"{source.stem}: {header.role}")

@@ -26,9 +26,9 @@ from mavcli.weights.provenance import (
     WeightsHeader,
     file_sha256,
     read_header,
+    refuse_existing,
     save_weights,
     spec_class,
-    weight_files,
 )
 from mavcli.weights.source import Plan, read_config, shapes_of
 
@@ -236,8 +236,7 @@ def _check_targets(plans: Sequence[Plan], out: Path, dtype: DType, *, force: boo
         raise WeightsError("nothing to import")
     for plan in plans:
         target = out / f"{plan.name}.safetensors"
-        if weight_files(target) and not force:
-            raise DiskError(f"{target} exists", hint="--force overwrites it, --out chooses another folder")
+        refuse_existing(target, force=force)
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     needed, free = sum(_bytes(plan, dtype) for plan in plans), shutil.disk_usage(there).free
     if free < 1.05 * needed:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mavcli.errors import DiskError, WeightsError
+from mavcli.errors import WeightsError
 from mavcli.report import Report, Silent
 from mavcli.specs import UNetSpec
 from mavcli.weights.importing import MAX_SHARD_BYTES
@@ -29,6 +29,7 @@ from mavcli.weights.provenance import (
     StoredWeights,
     WeightsHeader,
     read_header,
+    refuse_existing,
     save_weights,
     weight_files,
 )
@@ -104,8 +105,7 @@ def inflate_file(
     assert isinstance(header.spec, UNetSpec)
     spec = inflated_spec(header.spec, role=header.role, widen=widen, position=position, fps=fps)
     target = out / f"{role}.safetensors"
-    if weight_files(target) and not force:
-        raise DiskError(f"{target} exists", hint="--force overwrites it, --out chooses another folder")
+    refuse_existing(target, force=force)
 
     before = StoredWeights(source)
     after = InflatedWeights(before, spec, source=source, seed=seed)

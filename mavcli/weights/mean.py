@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mavcli.errors import DiskError, UsageError, WeightsError
+from mavcli.errors import UsageError, WeightsError
 from mavcli.weights.provenance import (
     StoredWeights,
     WeightsHeader,
     compare_specs,
     read_header,
     read_index,
+    refuse_existing,
     save_weights,
-    weight_files,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def mean_file(
         _check_alike(sources[0], headers[0], path, header)
     first = headers[0]
     target = out / f"{first.role}.safetensors"
-    if weight_files(target) and not force:
-        raise DiskError(f"{target} exists", hint="--force overwrites it, --out chooses another folder")
+    refuse_existing(target, force=force)
     stored = [StoredWeights(path) for path in sources]
     header = first.model_copy(
         update={

@@ -157,6 +157,12 @@ def weight_files(path: Path | str) -> list[Path]:
     return [found[index] for index in range(1, count + 1)]
 
 
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Raises DiskError where weights, whole or in shards, are at `target` already and `force` is not given."""
+    if weight_files(target) and not force:
+        raise DiskError(f"{target} exists", hint="--force overwrites it, --out chooses another folder")
+
+
 def read_header(path: Path | str) -> WeightsHeader:
     """What `path` (a file, or the common name of shards) says about itself; reads no tensor and imports no torch.
 
