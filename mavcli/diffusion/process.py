@@ -167,7 +167,8 @@ def training_loss(
     converted exactly: the error of epsilon is SNR times that of x0, the error of v is SNR + 1 times. Where
     the variance is learned, vlb_weight * T * `variational_bound` is added with the mean frozen: L_hybrid =
     L_simple + 0.001 L_vlb (Improved DDPM, eq. 16), which is guided-diffusion's RESCALED_MSE. `vlb_weight` 0
-    leaves it out. `motion_weight` is `squared_error`'s and is for clips. All is computed in the dtype of x_t. `output` as in `split_output`.
+    leaves it out. `motion_weight` as in `squared_error`. All is computed in the dtype of x_t. `output` as in
+    `split_output`.
     """
     value, fraction = split_output(schedule, output, like=x_t, channel_dim=channel_dim)
     targets = {"epsilon": noise, "x0": x0, "v": to_v(schedule, x0, epsilon=noise, t=t)}
@@ -182,16 +183,16 @@ def training_loss(
 
 
 def squared_error(error: Tensor, *, motion_weight: float = 0.0) -> Tensor:
-    """Mean square of each sample's error, (b, ...) -> (b,); of clips (b, f, ...) also of how it changes between frames.
+    """Mean square of each sample's error, (b, ...) -> (b,); of clips (b, f, c, h, w) also of how it changes between frames.
 
     `motion_weight` is that of half the mean square of the difference of neighbouring frames' errors, which is 1 x the error's
     own mean square where frames err independently, 2 x where they err to opposite sides, and nothing where all err alike. So
     what moves counts for more than what stands. The square stays one of the error, positive definite, so the best
     prediction stays the conditional mean: only the way there changes. (The appearance-debiased loss of MotionDirector, arXiv
-    2310.08465, has the same purpose.) A clip of one frame has no such term.
+    2310.08465, has the same purpose.) A picture (one frame) and an embedding (b, d) have no such term.
     """
     loss = _mean(error.square())
-    if motion_weight and error.shape[1] > 1:
+    if motion_weight and error.ndim == 5 and error.shape[1] > 1:
         loss = loss + motion_weight * _mean(error.diff(dim=1).square()) / 2
     return loss
 

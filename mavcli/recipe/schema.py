@@ -219,7 +219,7 @@ class StageTraining(Spec):
     motion_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of the squared change of the error from frame to frame: what moves then counts for more than what stands",
+        description="weight of half the squared change of the error from frame to frame: what moves then counts for more than what stands",
     )
     train: Literal["all", "temporal"] = "all"
     spatial_lr: float = Field(1.0, gt=0, description="factor on the rate of inherited layers")

@@ -189,7 +189,7 @@ def _loss(
         snr_min=config.snr_min,
         snr_max=config.snr_max,
         vlb_weight=config.vlb_weight,
-        motion_weight=config.motion_weight if x0.ndim == 5 else 0.0,
+        motion_weight=config.motion_weight,
         channel_dim=1 if isinstance(task.network, Prior) else 2,
     )
 

@@ -184,6 +184,8 @@ def test_motion_weight_counts_what_changes_between_frames_alone():
     torch.testing.assert_close(loss(apart, 2.0), 3 * loss(apart, 0.0), rtol=0.01, atol=0)
     torch.testing.assert_close(loss(opposite, 2.0), 5 * loss(opposite, 0.0))
     torch.testing.assert_close(loss(still[:, :1], 5.0), loss(still[:, :1], 0.0))
+    embedding = torch.randn(2, 16, generator=generator)
+    torch.testing.assert_close(loss(embedding, 5.0), loss(embedding, 0.0))
 
 
 def test_with_motion_weight_the_mean_of_what_may_be_stays_the_best_guess():
