@@ -186,6 +186,16 @@ def _collect_less() -> None:
     atexit.register(gc.freeze)
 
 
+def _spin_less() -> None:
+    """A thread of PyTorch's that waits for the others spins for 10,000 rounds before it sleeps, not 300,000 (libgomp's).
+
+    Where another program wants the same cores the others cannot run meanwhile: of two commands at once each took twelve times
+    as long as alone, and so it takes twice. Alone it costs 5 %. Before PyTorch is imported; what the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def main() -> NoReturn:
     """The `mav` command."""
     for stream in (sys.stdout, sys.stderr):
@@ -193,4 +203,5 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminated)
     _collect_less()
+    _spin_less()
     sys.exit(run(sys.argv[1:]))
