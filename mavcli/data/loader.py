@@ -96,10 +96,26 @@ class WorldSource:
         return world.render(scene, float(rng.uniform(0.0, 4.0)), size), world.caption(scene, rng)
 
     def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
+        return self._filmed(self._moving(rng), rng, frames=frames, fps=fps, size=size)
+
+    def captioned_clip(
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int
+    ) -> tuple[DrawnClip, str]:
+        """The clip that `clip` gives for an equal generator, which it leaves alike, and its caption."""
+        scene = self._moving(rng)
+        clip = self._filmed(scene, rng, frames=frames, fps=fps, size=size)
+        return clip, world.caption(scene, rng.spawn(1)[0])
+
+    def _moving(self, rng: np.random.Generator) -> world.Scene:
         action = None
         if self._shares is not None:
             action = world.ACTIONS[int(rng.choice(len(self._shares), p=self._shares))]
-        scene = world.draw_scene(rng, video=True, action=action)
+        return world.draw_scene(rng, video=True, action=action)
+
+    @staticmethod
+    def _filmed(
+        scene: world.Scene, rng: np.random.Generator, *, frames: int, fps: float, size: int
+    ) -> DrawnClip:
         start = float(rng.uniform(0.0, 1.0))
         return DrawnClip(world.render_clip(scene, fps=fps, frames=frames, size=size, start=start), fps)
 

@@ -50,3 +50,10 @@ def load_clip(recipe: Recipe, path: Path) -> Clip:
     network = load_network(recipe.cascade.clip.network, path, role="clip")
     assert isinstance(network, Clip)
     return network
+
+
+def load_prior(recipe: Recipe, path: Path) -> Prior:
+    """P, frozen."""
+    network = load_network(recipe.cascade.prior.network, path, role="prior")
+    assert isinstance(network, Prior)
+    return network

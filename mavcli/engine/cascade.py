@@ -31,12 +31,13 @@ from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
 from mavcli.engine.randomness import START, Draw, gaussian, shared_noise, video_noise
 from mavcli.engine.windows import Window, halo_windows, key_windows, sliding_windows
+from mavcli.engine.words import embed_words
 from mavcli.engine.work import Work, content_key
 from mavcli.errors import OutOfMemoryError
 from mavcli.media.frames import resize, to_float, to_uint8
 from mavcli.models.clip import Clip
 from mavcli.models.embeddings import Condition
-from mavcli.models.prior import Prior, text_condition
+from mavcli.models.prior import Prior, PriorCondition
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe, SuperResPart
 from mavcli.report import Report, Silent
@@ -119,7 +120,6 @@ class Cascade:
         with self._autocast():
             prior = self._load("prior")
             assert isinstance(prior, Prior)
-            condition = text_condition(part.network, self.clip(), list(prompts)).repeated(part.samples)
 
             def noise(step: int) -> Tensor:
                 rows = [
@@ -129,16 +129,12 @@ class Cascade:
                 ]
                 return torch.stack(rows).to(self.backend.device)
 
-            x0 = self._sample(
-                prior, condition, noise, sampler=part.sampler, schedule=part.schedule, channel_dim=1
-            )
-            embedding = prior.unscale(x0).float()
-            if self.clip().spec.unit_norm:
-                embedding = F.normalize(embedding, dim=-1)
-            drawn = rearrange(embedding, "(b s) d -> b s d", s=part.samples)
-            likeness = F.cosine_similarity(embedding, condition.text_embedding.to(embedding.dtype), dim=-1)
-            best = rearrange(likeness, "(b s) -> b s", s=part.samples).argmax(dim=1)
-            return drawn[torch.arange(len(drawn)), best].cpu()
+            def sampled(condition: PriorCondition) -> Tensor:
+                return self._sample(
+                    prior, condition, noise, sampler=part.sampler, schedule=part.schedule, channel_dim=1
+                )
+
+            return embed_words(prior, self.clip(), prompts, samples=part.samples, sampled=sampled).cpu()
 
     def embed_frames(self, frames: Tensor) -> Tensor:
         """C_y: pictures (n, 3, h, w) in [-1, 1] -> CLIP image embeddings (n, d), on the CPU."""

@@ -236,6 +236,11 @@ class StageTraining(Spec):
         description="share of a video stage's clips that are one still in every frame, told as 240 fps, at which nothing moves: "
         "so the temporal layers meet what is in pictures only",
     )
+    told_by: Literal["frame", "caption"] = Field(
+        "frame",
+        description="what tells D^t and ↑F what a clip shows: CLIP's embedding of its first frame, or what P makes of its caption: "
+        "video with text, which the method does without; for comparison, in the rendered world only",
+    )
     frames: int = Field(16, ge=2)
     crop: int | None = Field(None, description="SR: train on random crops of this many pixels")
     fps: FpsCurriculum = FpsCurriculum()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mavcli.data.clips import Redrawn
-from mavcli.data.loader import DrawnClip, Source, batch_generator, open_source
+from mavcli.data.loader import DrawnClip, Source, WorldSource, batch_generator, open_source
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.recipe.schema import Recipe
 from mavcli.report import Report
@@ -89,20 +89,27 @@ class Batches(Dataset[Batch]):
         config, stage = self.config, self.stage
         progress = min(1.0, step / max(1, config.steps))
         full = stage.size(self.recipe)
-        clips, fps, known, redrawn = [], [], [], Redrawn()
+        clips, fps, known, captions, redrawn = [], [], [], [], Redrawn()
+        captioned = stage.told_by_captions(self.recipe)
         for rng in rngs:
             wanted = draw_fps(rng, config.fps, progress)
+            caption = ""
             if config.still_clips and rng.random() < config.still_clips:
                 clip = self._still_clip(rng, full)
+            elif captioned:
+                assert isinstance(self.source, WorldSource)  # `check_stage` lets no other come here
+                clip, caption = self.source.captioned_clip(rng, frames=config.frames, fps=wanted, size=full)
             else:
                 clip = self.source.clip(rng, frames=config.frames, fps=wanted, size=full)
             clips.append(_crop(clip.frames, size, rng))
             fps.append(clip.fps)
+            captions.append(caption)
             redrawn += clip.redrawn
             if stage.masks:
                 known.append(draw_known(rng, config.masks, config.frames))
         return Batch(
             _stack(clips),
+            captions=tuple(captions) if captioned else (),
             fps=torch.tensor(fps),
             known=torch.from_numpy(np.stack(known)) if known else None,
             first=self.first,

@@ -1,9 +1,12 @@
-"""The loss of each stage. Text enters `clip_loss` and `prior_loss` only: no other loss looks at captions.
+"""The loss of each stage. Text enters `clip_loss` and `prior_loss` only: no other loss looks at captions, unless a recipe
+says `told_by: caption` to compare with training on video that has text.
 
 b batch, f frames, c channels, h w pixels; t is always the diffusion step, never time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -11,12 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mavcli.data.degrade import downsample, gaussian_blur, upsample
+from mavcli.diffusion.guidance import guided
 from mavcli.diffusion.process import add_noise, training_loss
+from mavcli.diffusion.samplers import sample
 from mavcli.diffusion.schedule import Schedule
+from mavcli.engine.randomness import START
+from mavcli.engine.words import embed_words
 from mavcli.media.frames import to_float
 from mavcli.models.clip import Clip
 from mavcli.models.embeddings import Condition
-from mavcli.models.prior import Prior, text_condition
+from mavcli.models.prior import Prior, PriorCondition, text_condition
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import SuperResPart
 from mavcli.training.conditioning import masked_video
@@ -51,7 +58,10 @@ def prior_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
 
 
 def decoder_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
-    """D and D^t: the clip given the CLIP embedding of its FIRST frame, and its frame rate (section 3.2)."""
+    """D and D^t: the clip given the CLIP embedding of its FIRST frame, and its frame rate (section 3.2).
+
+    With `told_by: caption`, given what P makes of the clip's caption.
+    """
     x0 = pictures(task, batch)
     return _decode(task, x0, batch, draws, known=None)
 
@@ -73,9 +83,12 @@ def _decode(task: Task, x0: Tensor, batch: Batch, draws: Draws, *, known: Tensor
         embedding = first_frames(task, batch)
         text = _clip(task).no_text(_unet(task).spec, len(x0))
     t, noise = _draw(task, x0, draws)
+    keep = _keep(task.config.drop_condition, draws).to(task.device)
+    if any(batch.captions):
+        embedding = _told_by_captions(task, embedding, batch.captions, draws)
     condition = Condition(
         image_embedding=embedding,
-        keep_embedding=_keep(task.config.drop_condition, draws).to(task.device),
+        keep_embedding=keep,
         fps=None if batch.fps is None or x0.shape[1] == 1 else batch.fps.to(task.device),
         masked_video=None if known is None else masked_video(x0, known),
         **text,
@@ -83,6 +96,38 @@ def _decode(task: Task, x0: Tensor, batch: Batch, draws: Draws, *, known: Tensor
     x_t = add_noise(schedule, x0, t=t, noise=noise)
     output = task.network(x_t, t.to(task.device), condition)
     return _loss(task, output, x0=x0, x_t=x_t, noise=noise, t=t)
+
+
+def _told_by_captions(task: Task, embedding: Tensor, captions: Sequence[str], draws: Draws) -> Tensor:
+    """`embedding` (b, d) with P's draw from the caption in every row that has one."""
+    assert task.prior is not None
+    part = task.recipe.cascade.prior
+    schedule = Schedule.from_spec(part.schedule)
+    rows = [i for i, caption in enumerate(captions) if caption]
+
+    def noise(step: int) -> Tensor:
+        shape = (len(captions), part.samples, part.network.clip_dim)
+        return rearrange(draws.normal(shape, device=task.device)[rows], "b s d -> (b s) d")
+
+    def sampled(condition: PriorCondition) -> Tensor:
+        denoise = guided(
+            lambda x, t, told: task.prior(x, t, told).float(),  # type: ignore[misc]
+            condition,
+            schedule=schedule,
+            scale=part.sampler.guidance_scale,
+            interval=part.sampler.guidance_interval,
+            clip_x0=part.sampler.clip_x0,
+            channel_dim=1,
+        )
+        return sample(part.sampler, denoise, x_T=noise(START), schedule=schedule, noise=noise)
+
+    with torch.no_grad():
+        told = embed_words(
+            task.prior, _clip(task), [captions[i] for i in rows], samples=part.samples, sampled=sampled
+        )
+    embedding = embedding.clone()
+    embedding[rows] = told.to(embedding.dtype)
+    return embedding
 
 
 def super_resolution_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:

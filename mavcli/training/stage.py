@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mavcli.data.clips import Redrawn
 from mavcli.diffusion.schedule import Schedule
 from mavcli.models.clip import Clip
+from mavcli.models.prior import Prior
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.training.distributed import Group
@@ -23,6 +24,7 @@ from mavcli.training.embeddings import Embeddings
 class Batch:
     """One step's samples. pixels (b, f, h, w, 3) uint8, f = 1 for pictures; fps (b,) and known (b, f) for video.
 
+    Clips have captions where those tell them (`told_by: caption`), and what is told by its first frame has an empty one.
     `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
     were drawn again.
     """
@@ -50,7 +52,7 @@ class Task:
     """What a loss needs beside the batch; built once for a run.
 
     `group` are the processes that train together; `kept` is the memory of the frozen towers `clip`, where the data come from
-    files and so come again.
+    files and so come again; `prior` is P, frozen, where captions tell clips.
     """
 
     stage: str
@@ -61,6 +63,7 @@ class Task:
     schedule: Schedule | None = None
     clip: Clip | None = None
     kept: Embeddings | None = None
+    prior: Prior | None = None
     group: Group = field(default_factory=Group)
 
 
@@ -88,3 +91,7 @@ class Stage:
     fewest: int = 1
     schedule: Callable[[Recipe], Schedule] | None = None
     prepare: Callable[[Task, Callable[[int], Batch]], None] = field(default=lambda task, batch_of: None)
+
+    def told_by_captions(self, recipe: Recipe) -> bool:
+        """Whether captions tell this stage what its clips show, which Make-A-Video does without (section 3.2)."""
+        return self.data == "video" and self.needs_clip and recipe.stage(self.name).told_by == "caption"

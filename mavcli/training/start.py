@@ -5,10 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from mavcli.engine.assemble import build_network, load_clip
+from mavcli.engine.assemble import build_network, load_clip, load_prior
 from mavcli.engine.backend import Backend
 from mavcli.errors import RecipeError, WeightsError
 from mavcli.recipe.schema import Recipe
@@ -41,7 +42,10 @@ def build_task(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layers draw their first weights from the global generator
         network = build_network(stage.network(recipe))
-    parents = [p for p in recorded or () if not (stage.needs_clip and p.role == "clip")]
+    frozen = {"clip"} if stage.needs_clip else set()
+    if stage.told_by_captions(recipe):
+        frozen.add("prior")
+    parents = [p for p in recorded or () if p.role not in frozen]
     path = start_path(stage, recipe) if recorded is None else None
     if path is not None:
         header = read_header(path)
@@ -55,7 +59,7 @@ def build_task(
         parents.append(header.as_parent())
     clip, kept = None, None
     if stage.needs_clip:
-        towers = _towers_path(stage, recipe)
+        towers = _frozen_path(stage, recipe, "clip")
         clip = load_clip(recipe, towers).to(backend.device)
         header = read_header(towers)
         parents.append(header.as_parent())
@@ -67,13 +71,19 @@ def build_task(
                 folder=cache_dir() / "embeddings",
                 limit=int(recipe.train.embeddings_gb * 1e9),
             )
+    prior = None
+    if "prior" in frozen:
+        path = _frozen_path(stage, recipe, "prior")
+        prior = load_prior(recipe, path).to(backend.device)
+        parents.append(read_header(path).as_parent())
     group = group or Group(device=backend.device)
     # FSDP cuts contiguous parameters only
     sharded = group.world > 1 and config.sharding == "fsdp"
     layout = torch.contiguous_format if sharded else torch.channels_last
     network = network.to(backend.device, memory_format=layout).train()  # type: ignore[call-overload]
     schedule = stage.schedule(recipe) if stage.schedule else None
-    return Task(stage.name, recipe, config, network, backend.device, schedule, clip, kept, group), parents
+    task = Task(stage.name, recipe, config, network, backend.device, schedule, clip, kept, prior, group)
+    return task, parents
 
 
 def start_path(stage: Stage, recipe: Recipe) -> Path | None:
@@ -106,17 +116,21 @@ def check_parents(stage: Stage, recipe: Recipe) -> None:
     """Raises WeightsError where weights are missing that a training of `stage` would begin with; reads none."""
     start_path(stage, recipe)
     if stage.needs_clip:
-        _towers_path(stage, recipe)
+        _frozen_path(stage, recipe, "clip")
+    if stage.told_by_captions(recipe):
+        _frozen_path(stage, recipe, "prior")
 
 
-def _towers_path(stage: Stage, recipe: Recipe) -> Path:
-    towers = parent_path(recipe, "clip")
-    if towers is None:
+def _frozen_path(stage: Stage, recipe: Recipe, role: Literal["clip", "prior"]) -> Path:
+    """The weights of CLIP's towers or of P, which take part and do not train."""
+    path = parent_path(recipe, role)
+    if path is None:
+        what = "CLIP's towers, which are" if role == "clip" else "P for captions, which is"
         raise WeightsError(
-            f"stage `{stage.name}` needs CLIP's towers, which are not trained yet: no {trained_path(recipe, 'clip')}",
-            hint="mav train-stage clip RECIPE",
+            f"stage `{stage.name}` needs {what} not trained yet: no {trained_path(recipe, role)}",
+            hint=f"mav train-stage {role} RECIPE",
         )
-    return towers
+    return path
 
 
 def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
@@ -140,6 +154,11 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
         raise RecipeError(
             f"`{key}.batch_size` is {config.batch_size}, which {processes} processes cannot share equally",
             hint=f"--set {key}.batch_size={nearest}",
+        )
+    if stage.told_by_captions(recipe) and not recipe.train.data.world:
+        raise RecipeError(
+            f"`{key}.told_by` is `caption`, and captions of clips are known of the rendered world only",
+            hint="leave it out, your clips need no words; or `--set train.data.world=true`",
         )
     if stage.name != "clip":
         return
