@@ -108,9 +108,10 @@ def train_stage(
             check_stage(known, loaded.recipe, resolved.devices)
             console.result(f"stage {stage}: {known.title} ({known.source}), data: {known.data}")
             console.result(f"starts from {start_path(known, loaded.recipe) or 'scratch'}")
-            if known.needs_clip:
-                towers = parent_path(loaded.recipe, "clip")
-                console.result(f"CLIP's towers: {towers or 'missing, `mav train-stage clip` first'}")
+            for role in known.frozen(loaded.recipe):
+                path = parent_path(loaded.recipe, role)
+                name = "CLIP's towers" if role == "clip" else "P, for captions"
+                console.result(f"{name}: {path or f'missing, `mav train-stage {role}` first'}")
             console.result(
                 f"{config.steps} steps of {config.batch_size}, writes {trained_path(loaded.recipe, stage)}"
             )

@@ -31,14 +31,14 @@ FREE_KEYS = frozenset(
 
 def identity(stage: Stage, recipe: Recipe, parents: Sequence[Parent]) -> dict[str, Any]:
     """It, as JSON has it. Not the data's paths: folders are moved."""
-    frozen = {parent.role: parent.content_sha256 for parent in parents}
+    sha256 = {parent.role: parent.content_sha256 for parent in parents}
     return {
         "training": recipe.stage(stage.name).model_dump(mode="json", exclude=set(FREE_KEYS)),
         "seed": recipe.train.seed,
         "network": stage.network(recipe).model_dump(mode="json"),
         "schedule": stage.schedule(recipe).spec.model_dump(mode="json") if stage.schedule else None,
-        "clip": frozen.get("clip"),
-        "prior": frozen.get("prior") if stage.told_by_captions(recipe) else None,
+        "clip": sha256.get("clip"),
+        "prior": sha256.get("prior") if "prior" in stage.frozen(recipe) else None,
     }
 
 

@@ -95,3 +95,9 @@ class Stage:
     def told_by_captions(self, recipe: Recipe) -> bool:
         """Whether captions tell this stage what its clips show, which Make-A-Video does without (section 3.2)."""
         return self.data == "video" and self.needs_clip and recipe.stage(self.name).told_by == "caption"
+
+    def frozen(self, recipe: Recipe) -> tuple[Literal["clip", "prior"], ...]:
+        """The networks that take part and do not train: CLIP's towers and, where captions tell clips, P."""
+        if not self.needs_clip:
+            return ()
+        return ("clip", "prior") if self.told_by_captions(recipe) else ("clip",)

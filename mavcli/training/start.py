@@ -42,9 +42,7 @@ def build_task(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layers draw their first weights from the global generator
         network = build_network(stage.network(recipe))
-    frozen = {"clip"} if stage.needs_clip else set()
-    if stage.told_by_captions(recipe):
-        frozen.add("prior")
+    frozen = stage.frozen(recipe)
     parents = [p for p in recorded or () if p.role not in frozen]
     path = start_path(stage, recipe) if recorded is None else None
     if path is not None:
@@ -58,7 +56,7 @@ def build_task(
         inherit(network, load_weights(path), source=path)
         parents.append(header.as_parent())
     clip, kept = None, None
-    if stage.needs_clip:
+    if "clip" in frozen:
         towers = _frozen_path(stage, recipe, "clip")
         clip = load_clip(recipe, towers).to(backend.device)
         header = read_header(towers)
@@ -115,10 +113,8 @@ def start_path(stage: Stage, recipe: Recipe) -> Path | None:
 def check_parents(stage: Stage, recipe: Recipe) -> None:
     """Raises WeightsError where weights are missing that a training of `stage` would begin with; reads none."""
     start_path(stage, recipe)
-    if stage.needs_clip:
-        _frozen_path(stage, recipe, "clip")
-    if stage.told_by_captions(recipe):
-        _frozen_path(stage, recipe, "prior")
+    for role in stage.frozen(recipe):
+        _frozen_path(stage, recipe, role)
 
 
 def _frozen_path(stage: Stage, recipe: Recipe, role: Literal["clip", "prior"]) -> Path:
