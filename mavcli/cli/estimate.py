@@ -179,7 +179,7 @@ def _details(one: StageEstimate) -> list[str]:
         ("gradients", memory.gradients, f"of {_count(one.trained)} parameters that train"),
         ("optimiser", memory.optimizer, ""),
         ("moving average", memory.average, ""),
-        ("frozen towers", memory.towers, ""),
+        ("frozen networks", memory.frozen, ""),
         ("fetched blocks", memory.exchange, ""),
         (
             "activations",

@@ -65,7 +65,7 @@ class Memory:
     gradients: int
     optimizer: int
     average: int
-    towers: int
+    frozen: int
     exchange: int
     """What FSDP holds whole while a block runs, and the next that it fetches."""
     activations: int
@@ -355,7 +355,7 @@ def _memory(
         gradients=FLOAT * cost.trained // shards,
         optimizer=cost.moments // shards,
         average=FLOAT * cost.parameters // shards,
-        towers=FLOAT * cost.towers,
+        frozen=FLOAT * cost.frozen,
         exchange=2 * FLOAT * cost.block if shards > 1 else 0,
         activations=cost.activations(at_once, gradients_before=gradients_before or shards > 1),
     )

@@ -1,6 +1,6 @@
 """What one training step of a stage costs: counted without memory on `meta` tensors, or probed on this machine.
 
-Both run the stage's own loss, so the frozen towers, the conditions and the degradations are in. Nothing is trained: the
+Both run the stage's own loss, so the frozen networks, the conditions and the degradations are in. Nothing is trained: the
 networks have their first weights and the pixels are noise.
 """
 
@@ -16,6 +16,7 @@ from torch import nn
 from mavcli.engine.assemble import build_network
 from mavcli.engine.backend import Backend
 from mavcli.models.clip import Clip
+from mavcli.models.prior import Prior
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.training.distributed import Group
 from mavcli.training.draws import Draws
@@ -36,8 +37,8 @@ class StepCost:
     parameters: int
     trained: int
     """Parameters that have a gradient."""
-    towers: int
-    """Parameters of the frozen CLIP towers."""
+    frozen: int
+    """Parameters of the networks that take part and do not train: CLIP's towers and, where captions tell clips, P."""
     moments: int
     """Bytes of the optimisers' state."""
     block: int
@@ -139,7 +140,7 @@ def blank_batch(
         known[:, 0] = True
     return Batch(
         pixels,
-        captions=("a photo",) * samples if stage.data == "pairs" else (),
+        captions=("a photo",) * samples if stage.data == "pairs" or stage.told_by_captions(recipe) else (),
         fps=torch.full((samples,), 8.0) if video else None,
         known=known,
     )
@@ -163,8 +164,13 @@ class _Work:
         self.stage, self.arithmetic = stage, arithmetic
         with torch.random.fork_rng(devices=[]), torch.device(device):
             network = build_network(stage.network(recipe))
-            clip = build_network(recipe.cascade.clip.network) if stage.needs_clip else None
+            specs = {"clip": recipe.cascade.clip.network, "prior": recipe.cascade.prior.network}
+            frozen = {
+                name: build_network(specs[name]).eval().requires_grad_(False) for name in stage.frozen(recipe)
+            }
+        clip, prior = frozen.get("clip"), frozen.get("prior")
         assert clip is None or isinstance(clip, Clip)
+        assert prior is None or isinstance(prior, Prior)
         network = network.to(memory_format=torch.channels_last).train()
         self.dropout: list[SampleDropout] = [] if device.type == "meta" else own_dropout(network)
         if isinstance(arithmetic, MetaAutocast):
@@ -174,15 +180,14 @@ class _Work:
         self.layout = Layout(network, config, Group(device=device))
         self.optimizers, self.trained = build_optimizers(network, config, inherited=False)
         schedule = stage.schedule(recipe) if stage.schedule else None
-        frozen = None if clip is None else clip.eval().requires_grad_(False)
-        self.task = Task(stage.name, recipe, config, network, device, schedule, frozen)
+        self.frozen = list(frozen.values())
+        self.task = Task(stage.name, recipe, config, network, device, schedule, clip, prior=prior)
         self.batch = blank_batch(stage, recipe, config, samples=samples, device=device)
 
     def traced(self) -> StepCost:
         """The cost of a pass, run here."""
-        network, clip = self.task.network, self.task.clip
-        parts: list[nn.Module] = [network] if clip is None else [network, clip]
-        known = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+        network = self.task.network
+        known = [tensor for part in (network, *self.frozen) for tensor in (*part.parameters(), *part.buffers())]
         trace = Trace(device=self.task.device, known=[*known, self.batch.pixels])
         with trace:
             forward = self.run(trace)
@@ -190,7 +195,7 @@ class _Work:
             samples=len(self.batch.pixels),
             parameters=_size(network),
             trained=self.trained,
-            towers=0 if clip is None else _size(clip),
+            frozen=sum(map(_size, self.frozen)),
             moments=sum(_moments(optimizer) for optimizer in self.optimizers),
             block=max((_size(block) for block in blocks(network)), default=0),
             forward=forward,

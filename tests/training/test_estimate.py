@@ -99,7 +99,7 @@ def test_the_parts_of_the_memory_add_up_and_fsdp_divides_them(tiny: Tiny, tmp_pa
         devices=eight,
     )
     assert shared.memory.weights == one.memory.weights // 8 and shared.memory.exchange > 0
-    assert (shared.at_once, shared.memory.towers) == (1, one.memory.towers)
+    assert (shared.at_once, shared.memory.frozen) == (1, one.memory.frozen)
     assert shared.flops_per_step == one.flops_per_step
     assert shared.seconds_per_step == pytest.approx(one.seconds_per_step / 8)
 

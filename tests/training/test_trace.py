@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavcli.engine.backend import Backend
+from mavcli.engine.cost import parameter_count
 from mavcli.models.convolution import direct
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.training.stages import STAGES, get_stage
@@ -64,14 +65,29 @@ def test_meta_tensors_tell_the_flops_of_real_ones(
     stage, config = get_stage(name), recipe.stage(name)
     counted = count_step(stage, recipe, config, dtype=torch.float32, samples=2)
     real = probe_step(stage, recipe, config, backend=backend, samples=2).cost
-    assert (counted.parameters, counted.trained, counted.towers) == (
+    assert (counted.parameters, counted.trained, counted.frozen) == (
         real.parameters,
         real.trained,
-        real.towers,
+        real.frozen,
     )
     # CUDA's fused attention computes its scores again in the backward pass; convolutions are the same
     assert counted.forward == real.forward
     assert real.backward <= counted.backward <= (real.backward if "sr" in name else 1.1 * real.backward)
+
+
+def test_what_captions_tell_of_clips_costs_the_calls_of_the_prior(
+    tiny: Tiny, backend: Backend, tmp_path: Path
+) -> None:
+    plain, told = tiny(tmp_path).recipe, tiny(tmp_path, "train.stages.decoder_t.told_by=caption").recipe
+    stage = get_stage("decoder_t")
+    without, counted = (
+        count_step(stage, recipe, recipe.stage(stage.name), dtype=torch.float32, samples=2)
+        for recipe in (plain, told)
+    )
+    real = probe_step(stage, told, told.stage(stage.name), backend=backend, samples=2).cost
+    assert counted.frozen == real.frozen == without.frozen + parameter_count(told.cascade.prior.network)
+    assert counted.forward == real.forward > without.forward
+    assert counted.backward - without.backward == 0  # P does not train
 
 
 def test_recomputing_costs_a_forward_pass_and_saves_memory(tiny: Tiny, tmp_path: Path) -> None:
