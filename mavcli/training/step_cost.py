@@ -18,6 +18,7 @@ from mavcli.engine.backend import Backend
 from mavcli.models.clip import Clip
 from mavcli.models.prior import Prior
 from mavcli.recipe.schema import Recipe, StageTraining
+from mavcli.specs import ClipSpec, PriorSpec
 from mavcli.training.distributed import Group
 from mavcli.training.draws import Draws
 from mavcli.training.dropout import SampleDropout, dropping, own_dropout
@@ -164,7 +165,10 @@ class _Work:
         self.stage, self.arithmetic = stage, arithmetic
         with torch.random.fork_rng(devices=[]), torch.device(device):
             network = build_network(stage.network(recipe))
-            specs = {"clip": recipe.cascade.clip.network, "prior": recipe.cascade.prior.network}
+            specs: dict[str, ClipSpec | PriorSpec] = {
+                "clip": recipe.cascade.clip.network,
+                "prior": recipe.cascade.prior.network,
+            }
             frozen = {
                 name: build_network(specs[name]).eval().requires_grad_(False) for name in stage.frozen(recipe)
             }
@@ -187,7 +191,9 @@ class _Work:
     def traced(self) -> StepCost:
         """The cost of a pass, run here."""
         network = self.task.network
-        known = [tensor for part in (network, *self.frozen) for tensor in (*part.parameters(), *part.buffers())]
+        known = [
+            tensor for part in (network, *self.frozen) for tensor in (*part.parameters(), *part.buffers())
+        ]
         trace = Trace(device=self.task.device, known=[*known, self.batch.pixels])
         with trace:
             forward = self.run(trace)
