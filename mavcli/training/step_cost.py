@@ -18,13 +18,13 @@ from mavcli.engine.backend import Backend
 from mavcli.models.clip import Clip
 from mavcli.models.prior import Prior
 from mavcli.recipe.schema import Recipe, StageTraining
-from mavcli.specs import ClipSpec, PriorSpec
 from mavcli.training.distributed import Group
 from mavcli.training.draws import Draws
 from mavcli.training.dropout import SampleDropout, dropping, own_dropout
 from mavcli.training.optim import Muon, build_optimizers, choose_trained
 from mavcli.training.parallel import Layout, blocks
 from mavcli.training.stage import Batch, Stage, Task
+from mavcli.training.stages import get_stage
 from mavcli.training.trace import MetaAutocast, Trace
 
 FLOAT = 4  # bytes of a weight, a gradient, a moment: all are float32
@@ -165,12 +165,9 @@ class _Work:
         self.stage, self.arithmetic = stage, arithmetic
         with torch.random.fork_rng(devices=[]), torch.device(device):
             network = build_network(stage.network(recipe))
-            specs: dict[str, ClipSpec | PriorSpec] = {
-                "clip": recipe.cascade.clip.network,
-                "prior": recipe.cascade.prior.network,
-            }
             frozen = {
-                name: build_network(specs[name]).eval().requires_grad_(False) for name in stage.frozen(recipe)
+                name: build_network(get_stage(name).network(recipe)).eval().requires_grad_(False)
+                for name in stage.frozen(recipe)
             }
         clip, prior = frozen.get("clip"), frozen.get("prior")
         assert clip is None or isinstance(clip, Clip)
