@@ -9,6 +9,7 @@ import typer
 
 from mavcli.cli.console import Console, size, table
 from mavcli.cli.options import DryRunOption, ForceOption, JsonOption, QuietOption
+from mavcli.cli.weights_deepen import deepen_weights
 from mavcli.cli.weights_export import export_weights
 from mavcli.cli.weights_import import import_weights
 from mavcli.cli.weights_mean import mean_weights
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("import", short_help="Turn published checkpoints into weights of a family.")(import_weights)
 app.command("export", short_help="Write weights for other codes, with a model card.")(export_weights)
 app.command("mean", short_help="Write the mean of weights of one network.")(mean_weights)
+app.command("deepen", short_help="Give a network more blocks, which change nothing yet.")(deepen_weights)
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

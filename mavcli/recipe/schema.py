@@ -256,6 +256,10 @@ class StageTraining(Spec):
         False, description="activation checkpointing: blocks are run again in the backward pass, for memory"
     )
     compile: bool = Field(False, description="blocks go through torch.compile; the first step takes minutes")
+    cuda_graphs: bool = Field(
+        False,
+        description="a U-Net's passes are recorded once and replayed: faster where it is so small that one GPU waits for Python",
+    )
     save_every: int = Field(500, ge=1)
     sample_every: int = Field(500, ge=1)
     log_every: int = Field(20, ge=1)

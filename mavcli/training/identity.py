@@ -24,6 +24,7 @@ FREE_KEYS = frozenset(
         "sharding",
         "recompute",
         "compile",
+        "cuda_graphs",
         "retries",
     }
 )

@@ -118,6 +118,8 @@ def train_stage(
         report.message(f"{stage.title}: {trainer.count / 1e6:.2f} M parameters train, in {folder}")
         if trainer.config.compile:
             report.message("blocks are compiled in the first step, which takes minutes")
+        if trainer.config.cuda_graphs and backend.device.type != "cuda":
+            report.message("`cuda_graphs` is for a GPU: here every layer is launched by itself")
         run.go(workers=workers)
     return Trained(name, run.step, run.loss, run.held_out, trained_path(recipe, name), folder)
 

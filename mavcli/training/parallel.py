@@ -1,4 +1,4 @@
-"""How a network is laid over processes and memory: DDP or FSDP2, recomputation of blocks, compilation of blocks.
+"""How a network is laid over processes and memory: DDP or FSDP2, recomputation of blocks, compilation of blocks, CUDA graphs.
 
 Everything happens outside the network: its names, and so its checkpoints, stay those of the plain one.
 """
@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mavcli.errors import RecipeError
 from mavcli.models.transformer import Block
-from mavcli.models.unet import Stage
+from mavcli.models.unet import Stage, UNet
 from mavcli.recipe.schema import StageTraining
 from mavcli.training.distributed import Group
+from mavcli.training.graphs import Recorded
 
 _FORMS = 4
 """In which a block is compiled at most: for clips, for stills, and each for the rest of a step that micro batches leave."""
@@ -57,6 +58,8 @@ class Layout:
                 block.forward = _compiled(block.forward)
             if config.recompute:
                 block.forward = functools.partial(_again, block.forward)
+        if config.cuda_graphs and isinstance(network, UNet) and next(network.parameters()).is_cuda:
+            network.forward = Recorded(network)  # type: ignore[method-assign]
         if group.world > 1:
             sync_batch_norms(network)
         self.objective = Objective(network)

@@ -14,6 +14,7 @@ from mavcli.engine.backend import Backend
 from mavcli.errors import RecipeError, WeightsError
 from mavcli.recipe.schema import Recipe
 from mavcli.recipe.share import cache_dir
+from mavcli.specs import UNetSpec
 from mavcli.training.distributed import Group
 from mavcli.training.embeddings import Embeddings
 from mavcli.training.stage import Stage, Task
@@ -151,6 +152,8 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
             f"`{key}.batch_size` is {config.batch_size}, which {processes} processes cannot share equally",
             hint=f"--set {key}.batch_size={nearest}",
         )
+    if config.cuda_graphs:
+        _check_graphs(stage, recipe, processes)
     if stage.told_by_captions(recipe) and not recipe.train.data.world:
         raise RecipeError(
             f"`{key}.told_by` is `caption`, and captions of clips are known of the rendered world only",
@@ -167,3 +170,22 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
             f"`{key}.micro_batch` is {config.micro_batch}: the contrastive loss needs all pairs of a step at once",
             hint=f"--set {key}.micro_batch=null",
         )
+
+
+def _check_graphs(stage: Stage, recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where a step is more than one pass of one U-Net on one GPU, or no two are alike."""
+    config, network, key = recipe.stage(stage.name), stage.network(recipe), f"train.stages.{stage.name}"
+    against = {
+        f"stage `{stage.name}`, whose network is no U-Net": not isinstance(network, UNetSpec),
+        "dropout, whose masks are drawn anew": isinstance(network, UNetSpec) and network.dropout > 0,
+        f"{processes} processes": processes > 1,
+        f"`{key}.micro_batch`": config.micro_batch is not None and config.micro_batch < config.batch_size,
+        f"`{key}.compile`": config.compile,
+        f"`{key}.recompute`": config.recompute,
+    }
+    for what, asked in against.items():
+        if asked:
+            raise RecipeError(
+                f"`{key}.cuda_graphs` records a step in one piece, which does not go with {what}",
+                hint=f"--set {key}.cuda_graphs=false",
+            )
