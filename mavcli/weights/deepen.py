@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mavcli.engine.assemble import build_network
 from mavcli.errors import WeightsError
-from mavcli.models.unet import ResBlock, UNet
+from mavcli.models.unet import ResBlock, Stage, UNet
 from mavcli.specs import UNetSpec
 from mavcli.weights.provenance import (
     WeightsHeader,
@@ -100,9 +100,8 @@ def deepened(weights: Mapping[str, Tensor], spec: UNetSpec, wanted: UNetSpec) ->
     kept = set(moved.values())
     for place, stage in enumerate(network.output_blocks):
         if f"output_blocks.{place}" not in kept:
-            block = next(iter(stage))  # type: ignore[arg-type]
-            assert isinstance(block, ResBlock)
-            _leave_skip_out(block)
+            assert isinstance(stage, Stage) and isinstance(stage[0], ResBlock)
+            _leave_skip_out(stage[0])
     like = next(value for value in weights.values() if value.is_floating_point()).dtype
     tensors = {name: value.to(like) for name, value in network.state_dict().items()}
     for name, value in weights.items():

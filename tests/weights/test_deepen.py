@@ -55,7 +55,9 @@ def test_a_deeper_network_says_the_same_of_clips_and_of_pictures(
         stored(tmp_path / "decoder_t.safetensors", shallow), blocks, tmp_path / "out", command="mav"
     )
     header = read_header(tmp_path / "out" / "decoder_t.safetensors")
-    assert header == done.header and isinstance(header.spec, UNetSpec) and header.spec.num_res_blocks == blocks
+    assert (
+        header == done.header and isinstance(header.spec, UNetSpec) and header.spec.num_res_blocks == blocks
+    )
     deep = UNet(header.spec).eval()
     deep.load_state_dict(load_weights(tmp_path / "out" / "decoder_t.safetensors"))
     assert done.after == sum(p.numel() for p in deep.parameters())
@@ -91,7 +93,9 @@ def test_every_new_block_learns(tmp_path: Path) -> None:
 
 
 def test_the_header_says_where_it_comes_from(tmp_path: Path) -> None:
-    source = stored(tmp_path / "decoder_t.safetensors", stirred(SPEC, 0), step=12, samples_seen=34, licence="MIT")
+    source = stored(
+        tmp_path / "decoder_t.safetensors", stirred(SPEC, 0), step=12, samples_seen=34, licence="MIT"
+    )
     done = deepen_file(source, (1, 2, 2), tmp_path / "out", command="mav weights deepen it")
     was = read_header(source)
     assert done.header.parents == (was.as_parent(),) and done.header.source == "mav weights deepen it"
@@ -122,7 +126,9 @@ def test_what_cannot_be_deepened_is_refused_and_nothing_is_written(tmp_path: Pat
         with pytest.raises(WeightsError, match=fault):
             deepen_file(source, blocks, out)
     prior = PriorSpec(clip_dim=4, text_dim=4, text_context=4, width=8, layers=1, num_heads=2)
-    save_weights(tmp_path / "prior.safetensors", {"x": torch.zeros(1)}, WeightsHeader(role="prior", spec=prior))
+    save_weights(
+        tmp_path / "prior.safetensors", {"x": torch.zeros(1)}, WeightsHeader(role="prior", spec=prior)
+    )
     with pytest.raises(WeightsError, match="holds `prior`, which has no residual blocks"):
         deepen_file(tmp_path / "prior.safetensors", (2,), out)
     assert not out.exists()
