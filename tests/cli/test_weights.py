@@ -253,9 +253,28 @@ def test_foreign_weights_are_to_be_imported_first(
     )
 
 
+def test_deepen_tells_the_sizes_and_what_a_recipe_has_to_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = trained(tmp_path / "sr_l.safetensors"), tmp_path / "deep"
+    arguments = ("weights", "deepen", str(source), "-o", str(out))
+    told, said = shown(capsys, *arguments, "--blocks", "3")
+    assert told.strip() == str(out / "sr_l.safetensors")
+    assert "M now; a recipe says it with num_res_blocks: [3]" in said
+    assert json.loads(shown(capsys, *arguments, "--blocks", "2", "--force", "--json")[0])["role"] == "sr_l"
+    shown_again = shown(capsys, "weights", "show", str(out / "sr_l.safetensors"))[0]
+    assert "mav weights deepen sr_l.safetensors --blocks 2" in shown_again
+    assert (
+        "`--blocks 2,x` is no list of whole numbers"
+        in shown(capsys, *arguments, "--blocks", "2,x", code=2)[1]
+    )
+    assert "1 levels, and 2 numbers" in shown(capsys, *arguments, "--blocks", "2,2", code=3)[1]
+    assert "exists" in shown(capsys, *arguments, "--blocks", "2", code=6)[1]
+
+
 def test_the_command_group_lists_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = shown(capsys, "weights", "--help")
-    assert all(f"  {name} " in out for name in ("ls", "show", "pull", "add", "check", "rm"))
+    assert all(f"  {name} " in out for name in ("ls", "show", "pull", "add", "check", "rm", "mean", "deepen"))
     assert command.app.info.help and "Traceback" not in out
 
 
