@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mavcli.engine.assemble import build_network
 from mavcli.errors import WeightsError
 from mavcli.models.unet import ResBlock, Stage, UNet
 from mavcli.specs import UNetSpec
@@ -94,8 +93,7 @@ def _listed(blocks: Sequence[int]) -> str:
 
 def deepened(weights: Mapping[str, Tensor], spec: UNetSpec, wanted: UNetSpec) -> dict[str, Tensor]:
     """`weights` of the network `spec` as those of `wanted`, which is `deeper`; new layers have the type of the old."""
-    network = build_network(wanted)
-    assert isinstance(network, UNet)
+    network = UNet(wanted)
     moved = moves(depths(spec), depths(wanted))
     kept = set(moved.values())
     for place, stage in enumerate(network.output_blocks):
