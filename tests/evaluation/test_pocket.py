@@ -48,7 +48,7 @@ cascade:
     network: {clip_dim: 16, text_dim: 32, width: 32, layers: 1, num_heads: 2}
     sampler: {steps: 2}
   decoder:
-    network: {model_channels: 32, channel_mult: [1], attention_resolutions: [], clip_dim: 16, context_dim: 16}
+    network: {model_channels: 32, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], clip_dim: 16, context_dim: 16}
     sampler: {steps: 2}
   interp: {sampler: {steps: 1}}
   sr_l: {kind: lanczos, size: 64}
