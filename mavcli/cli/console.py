@@ -24,6 +24,8 @@ from mavcli.recipe.share import cache_dir
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from mavcli.weights.provenance import WeightsHeader
+
 _PLAIN_EVERY = 10.0  # seconds between progress lines when nobody watches a terminal
 _BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -65,6 +67,17 @@ class Console:
         """The result as one JSON object; nothing without `json`."""
         if self.json:
             print(json_module.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+
+    def written(self, files: Sequence[Path], header: WeightsHeader, **facts: Any) -> None:
+        """Weights that a command wrote: the files as lines, or as one object with what they are and `facts`."""
+        for file in files:
+            self.result(file)
+        own = {
+            "files": [str(file) for file in files],
+            "role": header.role,
+            "sha256": header.content_sha256,
+        }
+        self.result_object(own | facts)
 
     def plan(self, total: float) -> None:
         self._clock.plan(total)

@@ -79,21 +79,16 @@ def inflate(
         rows += [("peak", f"{size(peak)} of memory for this command, torch included")] if peak else []
         for line in table(rows):
             console.message(line)
-        for file in done.files:
-            console.result(file)
-        console.result_object(
-            {
-                "files": [str(file) for file in done.files],
-                "role": done.header.role,
-                "sha256": done.header.content_sha256,
-                "difference": list(told.difference),
-                "parameters": told.parameters,
-                "added": told.added,
-                "share": share,
-                "bytes_before": done.bytes_before,
-                "bytes_after": done.bytes_after,
-                "peak_memory": peak,
-            }
+        console.written(
+            done.files,
+            done.header,
+            difference=list(told.difference),
+            parameters=told.parameters,
+            added=told.added,
+            share=share,
+            bytes_before=done.bytes_before,
+            bytes_after=done.bytes_after,
+            peak_memory=peak,
         )
 
 

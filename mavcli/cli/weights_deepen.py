@@ -50,14 +50,4 @@ def deepen_weights(
             f"{done.before / 1e6:.2f} M parameters before, {done.after / 1e6:.2f} M now; a recipe says it with "
             f"num_res_blocks: [{', '.join(map(str, wanted))}]"
         )
-        for file in done.files:
-            console.result(file)
-        console.result_object(
-            {
-                "files": [str(file) for file in done.files],
-                "role": done.header.role,
-                "sha256": done.header.content_sha256,
-                "parameters": done.after,
-                "parameters_before": done.before,
-            }
-        )
+        console.written(done.files, done.header, parameters=done.after, parameters_before=done.before)

@@ -44,14 +44,4 @@ def mean_weights(
         done = mean_file(sources, out, shares=share, force=force, command=command)
         for source, apart in zip(sources[1:], done.apart, strict=True):
             console.message(f"{source} is {apart:.1%} of its norm away from {sources[0]}")
-        for file in done.files:
-            console.result(file)
-        console.result_object(
-            {
-                "files": [str(file) for file in done.files],
-                "role": done.header.role,
-                "sha256": done.header.content_sha256,
-                "shares": list(done.shares),
-                "apart": list(done.apart),
-            }
-        )
+        console.written(done.files, done.header, shares=list(done.shares), apart=list(done.apart))
