@@ -155,6 +155,12 @@ class UNetSpec(Spec):
         return len(self.channel_mult)
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down, the largest pixels' first."""
+        each = self.num_res_blocks
+        return each if isinstance(each, tuple) else (each,) * self.levels
+
+    @property
     def multiple(self) -> int:
         """Sides of a picture must be multiples of this many pixels."""
         return self.patch * 2 ** (self.levels - 1)

@@ -87,11 +87,6 @@ class UNet(nn.Module):
             self.transformer_proj = nn.Linear(spec.context_dim, emb)
 
     def _build_blocks(self, spec: UNetSpec, emb: int) -> None:
-        depths = (
-            spec.num_res_blocks
-            if isinstance(spec.num_res_blocks, tuple)
-            else (spec.num_res_blocks,) * spec.levels
-        )
         temporal = spec.temporal_kernel if spec.temporal == "p3d" else None
         side = spec.image_size // spec.patch
         with_attention = {side // 2**level for level in range(spec.levels)} & set(spec.attention_resolutions)
@@ -102,7 +97,7 @@ class UNet(nn.Module):
         self.input_blocks = nn.ModuleList([Stage(stem)])
         skips = [ch]
         for level, mult in enumerate(spec.channel_mult):
-            for _ in range(depths[level]):
+            for _ in range(spec.depths[level]):
                 layers: list[nn.Module] = [ResBlock(spec, ch, int(mult * spec.model_channels), emb)]
                 ch = int(mult * spec.model_channels)
                 if side in with_attention:
@@ -126,12 +121,12 @@ class UNet(nn.Module):
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(spec.channel_mult))):
-            for i in range(depths[level] + 1):
+            for i in range(spec.depths[level] + 1):
                 layers = [ResBlock(spec, ch + skips.pop(), int(mult * spec.model_channels), emb)]
                 ch = int(mult * spec.model_channels)
                 if side in with_attention:
                     layers.append(AttentionBlock(spec, ch, emb))
-                if level and i == depths[level]:
+                if level and i == spec.depths[level]:
                     up = (
                         ResBlock(spec, ch, ch, emb, resample="up")
                         if spec.resblock_updown

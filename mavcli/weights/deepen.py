@@ -65,15 +65,9 @@ def deepen_file(
     return Deepened(tuple(files), read_header(target), before, after)
 
 
-def depths(spec: UNetSpec) -> tuple[int, ...]:
-    """Residual blocks of each level, largest pixels first."""
-    each = spec.num_res_blocks
-    return each if isinstance(each, tuple) else (each,) * spec.levels
-
-
 def deeper(spec: UNetSpec, blocks: Sequence[int], *, source: Path | str = "the network") -> UNetSpec:
     """`spec` with `blocks[i]` residual blocks at level i; WeightsError where that is not a deeper network."""
-    now = depths(spec)
+    now = spec.depths
     if len(blocks) != len(now):
         raise WeightsError(
             f"{source} has {len(now)} levels, and {len(blocks)} numbers of blocks are given",
@@ -94,7 +88,7 @@ def _listed(blocks: Sequence[int]) -> str:
 def deepened(weights: Mapping[str, Tensor], spec: UNetSpec, wanted: UNetSpec) -> dict[str, Tensor]:
     """`weights` of the network `spec` as those of `wanted`, which is `deeper`; new layers have the type of the old."""
     network = UNet(wanted)
-    moved = moves(depths(spec), depths(wanted))
+    moved = moves(spec.depths, wanted.depths)
     kept = set(moved.values())
     for place, stage in enumerate(network.output_blocks):
         if f"output_blocks.{place}" not in kept:

@@ -310,8 +310,7 @@ def _text_entry(name: str) -> Entry | None:
 
 def _places(spec: UNetSpec) -> Iterator[tuple[str, str]]:
     """Our module and theirs, for everything that has a place in a list of blocks."""
-    depths = spec.num_res_blocks
-    depths = (depths,) * spec.levels if isinstance(depths, int) else depths
+    depths = spec.depths
     side, with_attention = spec.image_size, set(spec.attention_resolutions)
     yield from (("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"))
     yield from (("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out"))
