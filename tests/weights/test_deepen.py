@@ -68,7 +68,7 @@ def test_a_deeper_network_says_the_same_of_clips_and_of_pictures(
 
 
 def test_every_new_block_learns(tmp_path: Path) -> None:
-    """After one step no block is what it was: gradients reach them all."""
+    """After two steps no new block is what it was: gradients reach them all."""
     source = stored(tmp_path / "decoder_t.safetensors", stirred(SPEC, 0))
     deepen_file(source, (2, 3, 2), tmp_path / "out")
     tensors = load_weights(tmp_path / "out" / "decoder_t.safetensors")
