@@ -17,6 +17,9 @@ class Report(Protocol):
     def advance(self, amount: float = 1) -> None:
         """So much of the present stage is done."""
 
+    def skip(self, amount: float) -> None:
+        """So much of the present stage was done before: it says nothing of how long the rest takes."""
+
     def message(self, text: str) -> None:
         """Something worth a line."""
 
@@ -34,6 +37,9 @@ class Silent:
         return None
 
     def advance(self, amount: float = 1) -> None:
+        return None
+
+    def skip(self, amount: float) -> None:
         return None
 
     def message(self, text: str) -> None:
@@ -57,6 +63,9 @@ class WithoutMessages:
 
     def advance(self, amount: float = 1) -> None:
         self._report.advance(amount)
+
+    def skip(self, amount: float) -> None:
+        self._report.skip(amount)
 
     def message(self, text: str) -> None:
         return None

@@ -1,5 +1,8 @@
 """The family that ships: what its files may weigh, and that each network does what it is there for."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +55,22 @@ def test_clip_finds_the_caption_of_a_picture_among_all_others():
         for i, s in zip(scores.argmax(1).tolist(), scenes, strict=True)
     ]
     assert np.mean(right) >= 0.9
+
+
+def test_a_prompt_waits_for_no_import_of_open_clip():
+    code = """if True:
+        import sys, torch
+        from mavcli.engine.backend import Backend
+        from mavcli.engine.cascade import Cascade
+        from mavcli.engine.family import find_family
+        from mavcli.engine.randomness import Draw
+        from mavcli.recipe.load import load_recipe
+        recipe = load_recipe("pocket").recipe
+        cascade = Cascade(recipe, find_family(recipe, ["clip", "prior"]), Backend(torch.device("cpu"), torch.float32, 1))
+        print(*cascade.image_embedding(["a dog surfing"], [Draw(0)]).shape, "open_clip" in sys.modules)
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "128", "False"]
 
 
 @pytest.mark.parametrize(

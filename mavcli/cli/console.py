@@ -91,6 +91,10 @@ class Console:
         self._clock.advance(amount)
         self._draw()
 
+    def skip(self, amount: float) -> None:
+        self._clock.skip(amount)
+        self._draw()
+
     def message(self, text: str) -> None:
         if not self.quiet:
             self._pause_for(sys.stderr, f"{clean(text)}\n")
@@ -138,19 +142,20 @@ class _Clock:
     def __init__(self) -> None:
         self.name = ""
         self.total = 0.0
-        self.done = 0.0
+        self.done = self._skipped = 0.0
         self._planned = False
         self._stage_end = 0.0
         self._started = self._spoke = time.monotonic()
 
     def plan(self, total: float) -> None:
         self._planned, self.total, self.done, self._stage_end = True, total, 0.0, 0.0
+        self._skipped = 0.0
         self._started = time.monotonic()
 
     def stage(self, name: str, total: float) -> None:
         self.name = name
         if not self._planned:
-            self.total, self.done, self._stage_end = total, 0.0, 0.0
+            self.total, self.done, self._stage_end, self._skipped = total, 0.0, 0.0, 0.0
             self._started = time.monotonic()
         # What the last stage did not use counts as done, so that the bar never runs behind.
         self.done = self._stage_end
@@ -159,14 +164,22 @@ class _Clock:
     def advance(self, amount: float) -> None:
         self.done = min(self.done + amount, max(self._stage_end, self.done))
 
+    def skip(self, amount: float) -> None:
+        before = self.done
+        self.advance(amount)
+        self._skipped += self.done - before
+
     def left(self) -> float | None:
         """Seconds to go, or None while nobody can know."""
         passed = time.monotonic() - self._started
-        if self.done <= 0 or self.total <= 0 or passed < 1:
+        done, total = self.done - self._skipped, self.total - self._skipped
+        if total <= 0:
+            return 0.0 if self.total > 0 else None
+        if done <= 0 or passed < 1:
             return None
-        if self._planned and self.done < 0.01 * self.total:
+        if self._planned and done < 0.01 * total:
             return None  # small first stages take longer to load than to run
-        return passed * max(0.0, self.total - self.done) / self.done
+        return passed * max(0.0, total - done) / done
 
     def left_words(self) -> str:
         left = self.left()

@@ -402,6 +402,9 @@ class _Timed:
     def advance(self, amount: float = 1) -> None:
         self._report.advance(amount)
 
+    def skip(self, amount: float) -> None:
+        self._report.skip(amount)
+
     def message(self, text: str) -> None:
         self._report.message(text)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mavcli.models.clip import Clip
+from mavcli.models.clip_text import ClipText
 from mavcli.models.prior import Prior
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.weights.provenance import load_weights, read_index
 from mavcli.weights.safety import check_fit
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def build_network(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
@@ -37,9 +41,22 @@ def load_network(
     Raises WeightsError when the file is missing, of another stage or of another network.
     """
     tensors = load_weights(path, expect_role=role, expect_spec=spec)
-    # open_clip's towers keep buffers outside their state, so they are built for real; all else without memory
+    # CLIP's towers keep buffers outside their state, so they are built for real; all else without memory
     network = build_network(spec) if isinstance(spec, ClipSpec) else on_meta(spec)
     check_fit(read_index(path), network.state_dict(), path)
+    return _filled(network, tensors)
+
+
+def load_text(spec: ClipSpec, path: Path) -> ClipText:
+    """C_x alone with the weights of `path`, for a spec with a vocabulary; raises as `load_network` does."""
+    tensors = load_weights(path, expect_role="clip", expect_spec=spec)
+    network = ClipText(spec)
+    own = network.state_dict()
+    check_fit({name: info for name, info in read_index(path).items() if name in own}, own, path)
+    return _filled(network, {name: tensor for name, tensor in tensors.items() if name in own})
+
+
+def _filled(network: N, tensors: dict[str, Tensor]) -> N:
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(floats, assign=True)
     return network.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ from mavcli.diffusion.guidance import guided, rows_per_sample
 from mavcli.diffusion.process import add_noise
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
-from mavcli.engine.assemble import build_network, load_network
+from mavcli.engine.assemble import build_network, load_network, load_text
 from mavcli.engine.backend import Backend
 from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
@@ -35,7 +35,7 @@ from mavcli.engine.words import embed_words
 from mavcli.engine.work import Work, content_key
 from mavcli.errors import OutOfMemoryError
 from mavcli.media.frames import resize, to_float, to_uint8
-from mavcli.models.clip import Clip
+from mavcli.models.clip import Clip, TextReader
 from mavcli.models.embeddings import Condition
 from mavcli.models.prior import Prior, PriorCondition
 from mavcli.models.unet import UNet
@@ -71,6 +71,7 @@ class Cascade:
         self.window = self.parts.interp.window
         self.skip = self.parts.interp.frame_skip
         self._clip: Clip | None = None
+        self._text: TextReader | None = None
 
     # -- whole chains -------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Cascade:
                     prior, condition, noise, sampler=part.sampler, schedule=part.schedule, channel_dim=1
                 )
 
-            return embed_words(prior, self.clip(), prompts, samples=part.samples, sampled=sampled).cpu()
+            return embed_words(prior, self.text(), prompts, samples=part.samples, sampled=sampled).cpu()
 
     def embed_frames(self, frames: Tensor) -> Tensor:
         """C_y: pictures (n, 3, h, w) in [-1, 1] -> CLIP image embeddings (n, d), on the CPU."""
@@ -145,7 +146,7 @@ class Cascade:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """C_x: texts (n) -> CLIP text embeddings (n, d), on the CPU."""
         with torch.inference_mode(), self._autocast():
-            return self.clip().encode_text(list(texts)).embedding.cpu()
+            return self.text().encode_text(list(texts)).embedding.cpu()
 
     # -- D^t ------------------------------------------------------------------------------------------------------------
 
@@ -508,7 +509,7 @@ class Cascade:
         if spec.text == "none":
             return {}
         with torch.inference_mode(), self._autocast():
-            return self.clip().no_text(spec, rows)
+            return self.text().no_text(spec, rows)
 
     def _kept(
         self,
@@ -538,7 +539,7 @@ class Cascade:
         found = self.work.get(key)
         if found is not None:
             self.report.stage(PIECES[pieces[0]], cost)
-            self.report.advance(cost)
+            self.report.skip(cost)
             self.report.message(f"{PIECES[pieces[0]]}: reused from an earlier run")
             return _unpacked(found)
         with self._stage(pieces[0], cost):
@@ -567,6 +568,15 @@ class Cascade:
             assert isinstance(network, Clip)
             self._clip = network
         return self._clip
+
+    def text(self) -> TextReader:
+        """C_x: alone, which is there sooner, for a vocabulary of its own."""
+        spec, path = self.parts.clip.network, self.family.parts["clip"].path
+        if spec.vocabulary is None or path is None:
+            return self.clip()
+        if self._text is None:
+            self._text = load_text(spec, path).to(self.backend.device)
+        return self._text
 
     def _unet(self, piece: Piece) -> UNet:
         if piece not in self._networks:

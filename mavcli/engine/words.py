@@ -12,13 +12,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from mavcli.models.clip import Clip
+from mavcli.models.clip import TextReader
 from mavcli.models.prior import Prior, PriorCondition, text_condition
 
 
 def embed_words(
     prior: Prior,
-    clip: Clip,
+    text: TextReader,
     prompts: Sequence[str],
     *,
     samples: int,
@@ -29,9 +29,9 @@ def embed_words(
     `sampled` gives P's x0 (b s, d) for a condition, the draws of one prompt in a row; of its `samples` draws the one nearest
     to the text embedding is kept.
     """
-    condition = text_condition(prior.spec, clip, list(prompts)).repeated(samples)
+    condition = text_condition(prior.spec, text, list(prompts)).repeated(samples)
     embedding = prior.unscale(sampled(condition)).float()
-    if clip.spec.unit_norm:
+    if text.spec.unit_norm:
         embedding = F.normalize(embedding, dim=-1)
     drawn = rearrange(embedding, "(b s) d -> b s d", s=samples)
     likeness = F.cosine_similarity(embedding, condition.text_embedding.to(embedding.dtype), dim=-1)

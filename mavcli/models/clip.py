@@ -44,38 +44,20 @@ class UnknownWord:
     nearest: tuple[str, ...]
 
 
-class Clip(nn.Module):
-    """Both towers and the temperature of the contrastive loss."""
+class TextReader(nn.Module):
+    """What texts become, with the text tower that `towers` holds under open_clip's names."""
+
+    towers: Any
 
     def __init__(self, spec: ClipSpec) -> None:
         super().__init__()
         self.spec = spec
-        import open_clip  # five seconds: only when a network is built
-        from open_clip.model import CLIP
-
-        self.tokens = (
-            WordTokenizer(spec.vocabulary, spec.text_context) if spec.vocabulary is not None else None
-        )
-        length = spec.text_context if spec.pretrained is None else None  # a published model knows its own
-        self._bpe = (
-            None
-            if self.tokens
-            else open_clip.get_tokenizer(spec.pretrained or "ViT-B-32", context_length=length)
-        )
-        if spec.pretrained is not None:
-            config = dict(open_clip.get_model_config(spec.pretrained) or {})
-            config.pop("custom_text", None)
-        else:
-            config = _config(spec, len(self.tokens) if self.tokens else 49408)
-        self.towers = CLIP(**config)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return self.towers.logit_scale.exp()
+        self.tokens: WordTokenizer | None = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """(b, n) token ids; the end token has the highest id."""
-        return self.tokens(texts) if self.tokens else self._bpe(texts)  # type: ignore[misc]
+        assert self.tokens is not None
+        return self.tokens(texts)
 
     def encode_text(self, texts: list[str]) -> TextFeatures:
         return self.encode_tokens(self.tokenize(texts).to(self.towers.positional_embedding.device))
@@ -83,25 +65,13 @@ class Clip(nn.Module):
     def encode_tokens(self, tokens: Tensor) -> TextFeatures:
         """tokens (b, n) ids -> features of the text tower."""
         towers = self.towers
-        dtype = towers.transformer.get_cast_dtype()
+        dtype = towers.text_projection.dtype
         h = towers.token_embedding(tokens).to(dtype) + towers.positional_embedding.to(dtype)
         h = towers.ln_final(towers.transformer(h, attn_mask=towers.attn_mask))
         end = tokens.argmax(dim=-1)
         embedding = h[torch.arange(len(h), device=h.device), end] @ towers.text_projection
         mask = torch.arange(tokens.shape[1], device=tokens.device)[None] <= end[:, None]
         return TextFeatures(self._scaled(embedding.float()), h.float(), mask)
-
-    def encode_image(self, x: Tensor) -> Tensor:
-        """x (b, 3, h, w) in [-1, 1], any size -> (b, d), of length 1 unless the spec says `unit_norm: false`."""
-        size = self.spec.image_size if self.spec.pretrained is None else self.towers.visual.image_size
-        size = size if isinstance(size, int) else size[0]
-        if x.shape[-2:] != (size, size):
-            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(
-                -1, 1
-            )
-        mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
-        x = ((x + 1) / 2 - mean) / std
-        return self._scaled(self.towers.visual(x).float())
 
     def _scaled(self, embedding: Tensor) -> Tensor:
         return F.normalize(embedding, dim=-1) if self.spec.unit_norm else embedding
@@ -122,6 +92,50 @@ class Clip(nn.Module):
     def unknown_words(self, prompt: str) -> list[UnknownWord]:
         """The words that the text tower cannot tell from silence; empty for a byte-pair vocabulary."""
         return self.tokens.unknown(prompt) if self.tokens else []
+
+
+class Clip(TextReader):
+    """Both towers and the temperature of the contrastive loss."""
+
+    def __init__(self, spec: ClipSpec) -> None:
+        super().__init__(spec)
+        import open_clip  # five seconds: only when a network is built
+        from open_clip.model import CLIP
+
+        if spec.vocabulary is not None:
+            self.tokens = WordTokenizer(spec.vocabulary, spec.text_context)
+        length = spec.text_context if spec.pretrained is None else None  # a published model knows its own
+        self._bpe = (
+            None
+            if self.tokens
+            else open_clip.get_tokenizer(spec.pretrained or "ViT-B-32", context_length=length)
+        )
+        if spec.pretrained is not None:
+            config = dict(open_clip.get_model_config(spec.pretrained) or {})
+            config.pop("custom_text", None)
+        else:
+            config = _config(spec, len(self.tokens) if self.tokens else 49408)
+        self.towers = CLIP(**config)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.towers.logit_scale.exp()
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """(b, n) token ids; the end token has the highest id."""
+        return self._bpe(texts) if self.tokens is None else super().tokenize(texts)  # type: ignore[misc]
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        """x (b, 3, h, w) in [-1, 1], any size -> (b, d), of length 1 unless the spec says `unit_norm: false`."""
+        size = self.spec.image_size if self.spec.pretrained is None else self.towers.visual.image_size
+        size = size if isinstance(size, int) else size[0]
+        if x.shape[-2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(
+                -1, 1
+            )
+        mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
+        x = ((x + 1) / 2 - mean) / std
+        return self._scaled(self.towers.visual(x).float())
 
 
 def _config(spec: ClipSpec, vocabulary: int) -> dict[str, Any]:

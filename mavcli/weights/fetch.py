@@ -216,7 +216,7 @@ def download(url: str, target: Path, *, report: Report, hint: str | None = None)
             if told.size is not None and start > told.size:
                 start = file.seek(0)
                 file.truncate()
-            report.advance(start)
+            report.skip(start)
             http_get(
                 url,
                 _Counted(file, report),  # type: ignore[arg-type]
@@ -447,7 +447,7 @@ def _bar(report: Report) -> Any:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs["disable"] = True
             super().__init__(*args, **kwargs)
-            report.advance(kwargs.get("initial") or 0)
+            report.skip(kwargs.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> bool | None:
             report.advance(n or 0)

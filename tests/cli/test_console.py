@@ -90,6 +90,25 @@ def test_nobody_foretells_from_less_than_a_hundredth_of_a_plan(
     assert capsys.readouterr().err.splitlines() == ["P: 1 %", "P: 1 %, 33 min 0 s left"]
 
 
+def test_what_was_done_before_says_nothing_of_the_time_left(
+    capsys: pytest.CaptureFixture[str], clock: Time
+) -> None:
+    report: Report = Console()
+    report.plan(100)
+    report.stage("decoder", 100)
+    clock.now += 10
+    report.skip(60)
+    clock.now += 10
+    report.advance(10)
+    clock.now += 10
+    report.skip(30)
+    assert capsys.readouterr().err.splitlines() == [
+        "decoder: 60 %",
+        "decoder: 70 %, 1 min 0 s left",
+        "decoder: 100 %, 0 s left",
+    ]
+
+
 def test_progress_never_passes_its_end(capsys: pytest.CaptureFixture[str], clock: Time) -> None:
     console = Console()
     console.stage("writing", 10)

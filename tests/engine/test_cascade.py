@@ -35,6 +35,8 @@ class Listener(Silent):
     def advance(self, amount=1):
         self.done += amount
 
+    skip = advance
+
     def message(self, text):
         self.lines.append(text)
 

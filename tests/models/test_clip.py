@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mavcli.models.clip import MEAN, STD, Clip, WordTokenizer
+from mavcli.models.clip_text import ClipText
 from mavcli.specs import ClipSpec
 
 WORDS = ("a", "bear", "cat", "dog", "elephant", "sea", "skateboard", "surfing", "the")
@@ -61,6 +62,32 @@ def test_text_embeddings_are_open_clips(clip):
     assert features.states.shape == (3, 6, 16)
     assert features.mask.sum(1).tolist() == [4, 6, 2], "start, words and end"
     assert torch.pdist(features.embedding).min() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_the_text_tower_alone_says_the_same_to_the_bit(clip, quick_gelu, dtype):
+    spec = clip.spec.model_copy(update={"quick_gelu": quick_gelu})
+    torch.manual_seed(1)
+    whole = Clip(spec).eval()
+    for p in whole.parameters():  # biases and gains start where they change nothing
+        p.add_(0.1 * torch.randn_like(p))
+    alone = ClipText(spec).eval()
+    missing = alone.load_state_dict(whole.state_dict(), strict=False)
+    assert missing.missing_keys == []
+    assert all(k.startswith(("towers.visual.", "towers.logit_scale")) for k in missing.unexpected_keys)
+    texts = ["a cat", "the dog surfing a sea", ""]
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        wanted, got = whole.encode_text(texts), alone.encode_text(texts)
+    assert got.embedding.dtype == torch.float32
+    assert torch.equal(got.embedding, wanted.embedding)
+    assert torch.equal(got.states, wanted.states) and torch.equal(got.mask, wanted.mask)
+
+
+def test_byte_pairs_want_the_whole_clip():
+    with pytest.raises(ValueError, match="vocabulary"):
+        ClipText(ClipSpec())
 
 
 @torch.no_grad()

@@ -78,6 +78,9 @@ class Heard:
         if amount and self.steps in self.at_step:
             self.at_step[int(self.steps)]()
 
+    def skip(self, amount: float) -> None:
+        return None
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 

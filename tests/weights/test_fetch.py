@@ -44,6 +44,8 @@ class Heard(Silent):
     def advance(self, amount: float = 1) -> None:
         self.done += amount
 
+    skip = advance
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 
