@@ -205,7 +205,7 @@ class SamplerSpec(Spec):
     )
     shift: float = Field(
         1.0,
-        ge=1,
+        ge=0.01,
         le=100,
         description="steps are picked as if every signal-to-noise ratio were divided by its square",
     )

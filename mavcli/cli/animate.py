@@ -86,7 +86,7 @@ def animate(
 
         def cost(cascade: Cascade) -> float:
             rest = cascade.cost_of_fill_up(cascade.window, total) + cascade.cost_of_enlarge(total)
-            return cascade.cost_of_windows(1) + rest
+            return cascade.cost_of_slides(1) + rest
 
         from mavcli.engine.output import slug
 

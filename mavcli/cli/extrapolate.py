@@ -123,7 +123,7 @@ def extrapolate(
                 for count in (before, new - before)
             )
             large = sum(cascade.cost_of_enlarge(count) for count in (before, new - before) if count)
-            return cascade.cost_of_windows(slides) + large
+            return cascade.cost_of_slides(slides) + large
 
         item = Item(
             stem=f"{slug(clip.stem)}-{direction}-{seed}",

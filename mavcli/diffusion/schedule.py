@@ -136,7 +136,7 @@ class Schedule:
         shift: float = 1.0,
     ) -> list[int]:
         """The increasing list of `steps` trained timesteps that a sampler visits; one step is always the
-        noisiest. With `shift` above 1 they lie nearer to the noisiest, see `shifted`.
+        noisiest. With `shift` above 1 they lie nearer to the noisiest, below 1 to the cleanest, see `shifted`.
 
         `linspace` holds both ends (unCLIP, Karlo, guided-diffusion's "N"), `trailing` ends at T - 1,
         `leading` starts at 0 (guided-diffusion's "ddimN"), as diffusers names them. Raises UsageError for
@@ -146,7 +146,7 @@ class Schedule:
         if shift == 1:
             return picked
         moved = self.shifted(torch.tensor(picked), shift).tolist()
-        for i in reversed(range(len(moved) - 1)):  # near the noisiest step, several may fall on one
+        for i in reversed(range(len(moved) - 1)):  # near an end, several may fall on one
             moved[i] = min(moved[i], moved[i + 1] - 1)
         return [max(step, i) for i, step in enumerate(moved)]
 

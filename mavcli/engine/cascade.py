@@ -215,7 +215,8 @@ class Cascade:
         windows = key_windows(keys.shape[1], skip=skip, length=self.window)
         total = (keys.shape[1] - 1) * skip + 1
         rate = self._told_fps(fps)
-        settings = {"keys": keys, "skip": skip, "fps": rate, "interp": self._interp_settings()}
+        sampler = self.parts.interp.sampler
+        settings = {"keys": keys, "skip": skip, "fps": rate, "interp": self._interp_settings(sampler)}
 
         def run() -> Tensor:
             video = keys.new_zeros(len(keys), total, *keys.shape[2:])
@@ -255,12 +256,13 @@ class Cascade:
             for given, made in sliding_windows(video.shape[1], count, length=self.window)
         ]
         context = max(self.window // 2, 1)
+        sampler = self._extend_sampler
         settings = {
             "video": video[:, -context:] if before == 0 else video[:, :context] if after == 0 else video,
             "frames": [before, after],
             "length": video.shape[1],
             "fps": rate,
-            "interp": self._interp_settings(),
+            "interp": self._interp_settings(sampler),
         }
 
         def run() -> Tensor:
@@ -277,7 +279,7 @@ class Cascade:
                 known = torch.arange(self.window) < given
                 known = known if sign > 0 else known.flip(0)
                 numbers = range(start, start + self.window)
-                out = self._fill(network, window, known, [(d, numbers) for d in draws], rate)
+                out = self._fill(network, window, known, [(d, numbers) for d in draws], rate, sampler)
                 if sign > 0:
                     grown = torch.cat([grown, out[:, given : given + made]], dim=1)
                 else:
@@ -286,7 +288,7 @@ class Cascade:
                     first -= made
             return torch.cat([grown[:, :before], grown[:, grown.shape[1] - after :]], dim=1)
 
-        cost = self.cost_of_windows(len(slides) * len(draws))
+        cost = self.cost_of_slides(len(slides) * len(draws))
         made = self._kept("extrapolate", ("interp", "clip"), cost, settings, draws, run)
         return torch.cat([made[:, :before], video, made[:, before:]], dim=1)
 
@@ -308,7 +310,7 @@ class Cascade:
                 clips = torch.stack([padded[row, w.start : w.stop] for row, w in batch])
                 masks = torch.stack([mask[w.start : w.stop] for _, w in batch])
                 rows = [(draws[row], range(w.start, w.stop)) for row, w in batch]
-                out = self._fill(network, clips, masks, rows, fps)
+                out = self._fill(network, clips, masks, rows, fps, self.parts.interp.sampler)
                 for (row, w), frames in zip(batch, out, strict=True):
                     video[row, w.first : w.last] = frames[w.first - w.start : w.last - w.start]
                 del jobs[:at_once]
@@ -322,6 +324,7 @@ class Cascade:
         known: Tensor,
         rows: Sequence[tuple[Draw, Sequence[int]]],
         fps: float,
+        sampler: SamplerSpec,
     ) -> Tensor:
         """One call of ↑F: clips (n, w, 3, s, s) with `known` (w,) or (n, w) -> the same with the rest drawn."""
         known = known.expand(len(clips), -1)
@@ -336,14 +339,21 @@ class Cascade:
             network,
             self._condition(network.spec, embedding=embedding, fps=fps, masked=masked),
             lambda step: self._on_device(video_noise(shape, rows, stage="interp", step=step)),
-            sampler=self.parts.interp.sampler,
+            sampler=sampler,
             schedule=self.recipe.interp_schedule(),
             project=lambda x0, step: torch.where(given, truth, x0),
         )
 
-    def _interp_settings(self) -> dict[str, Any]:
-        schedule = self.recipe.interp_schedule().model_dump(mode="json")
-        return {**self.parts.interp.model_dump(mode="json"), "schedule": schedule}
+    @property
+    def _extend_sampler(self) -> SamplerSpec:
+        return self.parts.interp.extend_sampler or self.parts.interp.sampler
+
+    def _interp_settings(self, sampler: SamplerSpec) -> dict[str, Any]:
+        """What the frames depend on, with the one sampler that draws them."""
+        part = self.parts.interp.model_copy(
+            update={"schedule": self.recipe.interp_schedule(), "sampler": sampler, "extend_sampler": None}
+        )
+        return part.model_dump(mode="json", exclude={"extend_sampler"})
 
     # -- SR_l^t and SR_h --------------------------------------------------------------------------------------------------
 
@@ -653,7 +663,15 @@ class Cascade:
         return each * samples * (frames or part.frames)
 
     def cost_of_windows(self, windows: int) -> float:
-        rows = _rows(self.parts.interp.sampler, self.recipe.interp_schedule())
+        """`windows` of ↑F between known frames."""
+        return self._cost_of_interp(windows, self.parts.interp.sampler)
+
+    def cost_of_slides(self, windows: int) -> float:
+        """`windows` of ↑F beyond known frames."""
+        return self._cost_of_interp(windows, self._extend_sampler)
+
+    def _cost_of_interp(self, windows: int, sampler: SamplerSpec) -> float:
+        rows = _rows(sampler, self.recipe.interp_schedule())
         return self._cost_per_frame("interp") * windows * self.window * rows
 
     def cost_of_super(self, piece: Piece, frames: int) -> float:
@@ -673,7 +691,7 @@ class Cascade:
         windows = (
             key_windows(wanted, skip=self.skip, length=self.window) if wanted > 1 and self.skip > 1 else []
         )
-        return self.cost_of_windows(len(slides) + len(windows))
+        return self.cost_of_slides(len(slides)) + self.cost_of_windows(len(windows))
 
     def cost_of_enlarge(self, frames: int) -> float:
         return self.cost_of_super("sr_l", frames) + self.cost_of_super("sr_h", frames)

@@ -77,6 +77,10 @@ class InterpPart(Spec):
     window: int = Field(16, ge=2, description="frames the network sees at once")
     schedule: ScheduleSpec | None = Field(None, description="null for the decoder's")
     sampler: SamplerSpec = SamplerSpec()
+    extend_sampler: SamplerSpec | None = Field(
+        None,
+        description="where frames beyond the known ones are drawn (animate, extrapolate); null for `sampler`",
+    )
 
 
 class SuperResPart(Spec):

@@ -211,6 +211,7 @@ def test_a_finished_draft_equals_a_direct_run(tiny, tmp_path):
     [
         ("cascade.sr_h.sampler.steps=1", 4),
         ("cascade.interp.sampler.steps=1", 2),
+        ("cascade.interp.extend_sampler={steps: 1}", 5),
         ("cascade.decoder.sampler.guidance_scale=1.5", 1),
         ("cascade.prior.sampler.steps=1", 0),
         ("output.crf=20", 5),
@@ -228,7 +229,7 @@ def test_a_changed_setting_remakes_its_stage_and_those_after_it(tiny, tmp_path_f
 
 def test_the_bar_ends_where_it_was_planned(tiny):
     listener = Listener()
-    cascade = open_cascade(tiny, report=listener)
+    cascade = open_cascade(tiny, "cascade.interp.extend_sampler={steps: 1}", report=listener)
     planned = (
         cascade.cost_of_prior(1)
         + cascade.cost_of_decoder(1)
