@@ -178,6 +178,6 @@ def test_shifted_steps_are_as_many_and_lie_nearer_to_an_end(spacing, steps, shif
     plain, shifted = schedule.respace(steps, spacing), schedule.respace(steps, spacing, shift=shift)
     assert len(set(shifted)) == steps and shifted == sorted(shifted)
     assert shifted[0] >= 0 and shifted[-1] <= 999
-    if steps < 1000:
+    if steps < 1000 and plain != [0, 999]:
         assert sum(shifted) > sum(plain) if shift > 1 else sum(shifted) < sum(plain)
     assert schedule.respace(steps, spacing, shift=1.0) == plain
