@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mavcli.errors import WeightsError
-from mavcli.models.unet import ResBlock, Stage, UNet
+from mavcli.models.unet import ResBlock, Stage, UNet, is_temporal
 from mavcli.specs import UNetSpec
 from mavcli.weights.provenance import (
     WeightsHeader,
@@ -57,11 +57,20 @@ def deepen_file(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors = deepened(weights, spec, wanted)
+    before, after = (sum(t.numel() for t in some.values()) for some in (weights, tensors))
+    inflation = header.inflation
+    if inflation is not None:
+        more = _temporal_numbers(tensors) - _temporal_numbers(weights)
+        inflation = inflation.model_copy(update={"parameters": after, "added": inflation.added + more})
     header = header.model_copy(
-        update={"spec": wanted, "parents": (header.as_parent(),), "source": command or "mav weights deepen"}
+        update={
+            "spec": wanted,
+            "parents": (header.as_parent(),),
+            "source": command or "mav weights deepen",
+            "inflation": inflation,
+        }
     )
     files = save_weights(target, tensors, header)
-    before, after = (sum(t.numel() for t in some.values()) for some in (weights, tensors))
     return Deepened(tuple(files), read_header(target), before, after)
 
 
@@ -79,6 +88,10 @@ def deeper(spec: UNetSpec, blocks: Sequence[int], *, source: Path | str = "the n
             hint="give each level as many as it has, and some of them more",
         )
     return spec.model_copy(update={"num_res_blocks": tuple(blocks)})
+
+
+def _temporal_numbers(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for name, value in tensors.items() if is_temporal(name))
 
 
 def _listed(blocks: Sequence[int]) -> str:

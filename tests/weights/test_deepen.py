@@ -12,7 +12,14 @@ from mavcli.models.embeddings import Condition
 from mavcli.models.unet import UNet
 from mavcli.specs import PriorSpec, UNetSpec
 from mavcli.weights.deepen import deepen_file, moves
-from mavcli.weights.provenance import WeightsHeader, is_intact, load_weights, read_header, save_weights
+from mavcli.weights.provenance import (
+    Inflation,
+    WeightsHeader,
+    is_intact,
+    load_weights,
+    read_header,
+    save_weights,
+)
 
 SPEC = UNetSpec(
     image_size=16, patch=2, model_channels=8, channel_mult=(1, 2, 2), num_res_blocks=(1, 2, 1), attention_resolutions=(4,),
@@ -101,6 +108,18 @@ def test_the_header_says_where_it_comes_from(tmp_path: Path) -> None:
     assert done.header.parents == (was.as_parent(),) and done.header.source == "mav weights deepen it"
     assert (done.header.step, done.header.samples_seen, done.header.licence) == (12, 34, "MIT")
     assert is_intact(tmp_path / "out" / "decoder_t.safetensors")
+
+
+def test_what_inflation_added_is_counted_with_the_new_blocks(tmp_path: Path) -> None:
+    def counted(spec: UNetSpec) -> dict[str, int]:
+        image = UNet(spec.model_copy(update={"temporal": "none", "fps": False}))
+        total, own = (sum(p.numel() for p in network.parameters()) for network in (UNet(spec), image))
+        return {"parameters": total, "added": total - own}
+
+    inflation = Inflation(**counted(SPEC), difference=(0.0,), size=16)
+    source = stored(tmp_path / "decoder_t.safetensors", stirred(SPEC, 0), inflation=inflation)
+    told = deepen_file(source, (2, 2, 2), tmp_path / "out").header
+    assert told.inflation == inflation.model_copy(update=counted(told.spec))
 
 
 def test_new_layers_have_the_type_of_the_old_and_come_from_the_seed(tmp_path: Path) -> None:
