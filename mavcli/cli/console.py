@@ -141,22 +141,22 @@ class _Clock:
 
     def __init__(self) -> None:
         self.name = ""
-        self.total = 0.0
-        self.done = self._skipped = 0.0
         self._planned = False
-        self._stage_end = 0.0
-        self._started = self._spoke = time.monotonic()
+        self._begin(0.0)
+        self._spoke = self._started
+
+    def _begin(self, total: float) -> None:
+        self.total, self.done, self._skipped, self._stage_end = total, 0.0, 0.0, 0.0
+        self._started = time.monotonic()
 
     def plan(self, total: float) -> None:
-        self._planned, self.total, self.done, self._stage_end = True, total, 0.0, 0.0
-        self._skipped = 0.0
-        self._started = time.monotonic()
+        self._planned = True
+        self._begin(total)
 
     def stage(self, name: str, total: float) -> None:
         self.name = name
         if not self._planned:
-            self.total, self.done, self._stage_end, self._skipped = total, 0.0, 0.0, 0.0
-            self._started = time.monotonic()
+            self._begin(total)
         # What the last stage did not use counts as done, so that the bar never runs behind.
         self.done = self._stage_end
         self._stage_end += total

@@ -36,6 +36,7 @@ from mavcli.engine.work import Work, content_key
 from mavcli.errors import OutOfMemoryError
 from mavcli.media.frames import resize, to_float, to_uint8
 from mavcli.models.clip import Clip, TextReader
+from mavcli.models.clip_text import ClipText
 from mavcli.models.embeddings import Condition
 from mavcli.models.prior import Prior, PriorCondition
 from mavcli.models.unet import UNet
@@ -71,7 +72,7 @@ class Cascade:
         self.window = self.parts.interp.window
         self.skip = self.parts.interp.frame_skip
         self._clip: Clip | None = None
-        self._text: TextReader | None = None
+        self._text: ClipText | None = None
 
     # -- whole chains -------------------------------------------------------------------------------------------------
 
@@ -350,10 +351,9 @@ class Cascade:
 
     def _interp_settings(self, sampler: SamplerSpec) -> dict[str, Any]:
         """What the frames depend on, with the one sampler that draws them."""
-        part = self.parts.interp.model_copy(
-            update={"schedule": self.recipe.interp_schedule(), "sampler": sampler, "extend_sampler": None}
-        )
-        return part.model_dump(mode="json", exclude={"extend_sampler"})
+        others = self.parts.interp.model_dump(mode="json", exclude={"extend_sampler"})
+        own = {"schedule": self.recipe.interp_schedule(), "sampler": sampler}
+        return others | {key: spec.model_dump(mode="json") for key, spec in own.items()}
 
     # -- SR_l^t and SR_h --------------------------------------------------------------------------------------------------
 

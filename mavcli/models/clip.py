@@ -52,7 +52,9 @@ class TextReader(nn.Module):
     def __init__(self, spec: ClipSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.tokens: WordTokenizer | None = None
+        self.tokens = (
+            WordTokenizer(spec.vocabulary, spec.text_context) if spec.vocabulary is not None else None
+        )
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """(b, n) token ids; the end token has the highest id."""
@@ -102,8 +104,6 @@ class Clip(TextReader):
         import open_clip  # five seconds: only when a network is built
         from open_clip.model import CLIP
 
-        if spec.vocabulary is not None:
-            self.tokens = WordTokenizer(spec.vocabulary, spec.text_context)
         length = spec.text_context if spec.pretrained is None else None  # a published model knows its own
         self._bpe = (
             None

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from mavcli.models.clip import TextReader, WordTokenizer
+from mavcli.models.clip import TextReader
 from mavcli.specs import ClipSpec
 
 
@@ -20,9 +20,8 @@ class ClipText(TextReader):
 
     def __init__(self, spec: ClipSpec) -> None:
         super().__init__(spec)
-        if spec.vocabulary is None:
+        if self.tokens is None:
             raise ValueError("byte-pair tokens are open_clip's: only a vocabulary of words does without it")
-        self.tokens = WordTokenizer(spec.vocabulary, spec.text_context)
         self.towers = _Tower(spec, len(self.tokens))
 
 
