@@ -57,7 +57,7 @@ def test_clip_finds_the_caption_of_a_picture_among_all_others():
     assert np.mean(right) >= 0.9
 
 
-def test_a_prompt_waits_for_no_import_of_open_clip():
+def test_neither_prompts_nor_frames_wait_for_an_import_of_open_clip():
     code = """if True:
         import sys, torch
         from mavcli.engine.backend import Backend
@@ -67,10 +67,11 @@ def test_a_prompt_waits_for_no_import_of_open_clip():
         from mavcli.recipe.load import load_recipe
         recipe = load_recipe("pocket").recipe
         cascade = Cascade(recipe, find_family(recipe, ["clip", "prior"]), Backend(torch.device("cpu"), torch.float32, 1))
-        print(*cascade.image_embedding(["a dog surfing"], [Draw(0)]).shape, "open_clip" in sys.modules)
+        print(*cascade.image_embedding(["a dog surfing"], [Draw(0)]).shape)
+        print(*cascade.embed_frames(torch.zeros(2, 3, 64, 64)).shape, "open_clip" in sys.modules)
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["1", "128", "False"]
+    assert result.stdout.split() == ["1", "128", "2", "128", "False"]
 
 
 @pytest.mark.parametrize(

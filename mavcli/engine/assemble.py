@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mavcli.models.clip import Clip
-from mavcli.models.clip_text import ClipText
+from mavcli.models.clip import Clip, ClipReader
+from mavcli.models.clip_towers import ClipTowers, has_own_towers
 from mavcli.models.prior import Prior
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe
@@ -43,30 +43,22 @@ def load_network(
     tensors = load_weights(path, expect_role=role, expect_spec=spec)
     # CLIP's towers keep buffers outside their state, so they are built for real; all else without memory
     network = build_network(spec) if isinstance(spec, ClipSpec) else on_meta(spec)
+    return _filled(network, tensors, path)
+
+
+def _filled(network: N, tensors: dict[str, Tensor], path: Path) -> N:
     check_fit(read_index(path), network.state_dict(), path)
-    return _filled(network, tensors)
-
-
-def load_text(spec: ClipSpec, path: Path) -> ClipText:
-    """C_x alone with the weights of `path`, for a spec with a vocabulary; raises as `load_network` does."""
-    tensors = load_weights(path, expect_role="clip", expect_spec=spec)
-    network = ClipText(spec)
-    own = network.state_dict()
-    check_fit({name: info for name, info in read_index(path).items() if name in own}, own, path)
-    return _filled(network, {name: tensor for name, tensor in tensors.items() if name in own})
-
-
-def _filled(network: N, tensors: dict[str, Tensor]) -> N:
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(floats, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def load_clip(recipe: Recipe, path: Path) -> Clip:
-    """CLIP's towers, frozen."""
-    network = load_network(recipe.cascade.clip.network, path, role="clip")
-    assert isinstance(network, Clip)
-    return network
+def load_clip(recipe: Recipe, path: Path) -> ClipReader:
+    """CLIP's towers, frozen: without open_clip where that can be; raises as `load_network` does."""
+    spec = recipe.cascade.clip.network
+    tensors = load_weights(path, expect_role="clip", expect_spec=spec)
+    network = ClipTowers(spec) if has_own_towers(spec) else Clip(spec)
+    return _filled(network, tensors, path)
 
 
 def load_prior(recipe: Recipe, path: Path) -> Prior:

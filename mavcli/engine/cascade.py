@@ -25,7 +25,7 @@ from mavcli.diffusion.guidance import guided, rows_per_sample
 from mavcli.diffusion.process import add_noise
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
-from mavcli.engine.assemble import build_network, load_network, load_text
+from mavcli.engine.assemble import build_network, load_clip, load_network
 from mavcli.engine.backend import Backend
 from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
@@ -35,8 +35,7 @@ from mavcli.engine.words import embed_words
 from mavcli.engine.work import Work, content_key
 from mavcli.errors import OutOfMemoryError
 from mavcli.media.frames import resize, to_float, to_uint8
-from mavcli.models.clip import Clip, TextReader
-from mavcli.models.clip_text import ClipText
+from mavcli.models.clip import ClipReader
 from mavcli.models.embeddings import Condition
 from mavcli.models.prior import Prior, PriorCondition
 from mavcli.models.unet import UNet
@@ -71,8 +70,7 @@ class Cascade:
         self.size = self.parts.decoder.network.image_size
         self.window = self.parts.interp.window
         self.skip = self.parts.interp.frame_skip
-        self._clip: Clip | None = None
-        self._text: ClipText | None = None
+        self._clip: ClipReader | None = None
 
     # -- whole chains -------------------------------------------------------------------------------------------------
 
@@ -136,7 +134,7 @@ class Cascade:
                     prior, condition, noise, sampler=part.sampler, schedule=part.schedule, channel_dim=1
                 )
 
-            return embed_words(prior, self.text(), prompts, samples=part.samples, sampled=sampled).cpu()
+            return embed_words(prior, self.clip(), prompts, samples=part.samples, sampled=sampled).cpu()
 
     def embed_frames(self, frames: Tensor) -> Tensor:
         """C_y: pictures (n, 3, h, w) in [-1, 1] -> CLIP image embeddings (n, d), on the CPU."""
@@ -147,7 +145,7 @@ class Cascade:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """C_x: texts (n) -> CLIP text embeddings (n, d), on the CPU."""
         with torch.inference_mode(), self._autocast():
-            return self.text().encode_text(list(texts)).embedding.cpu()
+            return self.clip().encode_text(list(texts)).embedding.cpu()
 
     # -- D^t ------------------------------------------------------------------------------------------------------------
 
@@ -519,7 +517,7 @@ class Cascade:
         if spec.text == "none":
             return {}
         with torch.inference_mode(), self._autocast():
-            return self.text().no_text(spec, rows)
+            return self.clip().no_text(spec, rows)
 
     def _kept(
         self,
@@ -571,22 +569,13 @@ class Cascade:
             if self.backend.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def clip(self) -> Clip:
+    def clip(self) -> ClipReader:
         """C_x and C_y; small beside the rest, and kept."""
         if self._clip is None:
             network = self._load("clip")
-            assert isinstance(network, Clip)
+            assert isinstance(network, ClipReader)
             self._clip = network
         return self._clip
-
-    def text(self) -> TextReader:
-        """C_x: alone, which is there sooner, for a vocabulary of its own."""
-        spec, path = self.parts.clip.network, self.family.parts["clip"].path
-        if spec.vocabulary is None or path is None:
-            return self.clip()
-        if self._text is None:
-            self._text = load_text(spec, path).to(self.backend.device)
-        return self._text
 
     def _unet(self, piece: Piece) -> UNet:
         if piece not in self._networks:
@@ -601,6 +590,8 @@ class Cascade:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 network = build_network(part.spec).eval().requires_grad_(False)
+        elif piece == "clip":
+            network = load_clip(self.recipe, part.path)
         else:
             network = load_network(part.spec, part.path, role=part.role)
         if isinstance(network, UNet):

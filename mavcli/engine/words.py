@@ -12,13 +12,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from mavcli.models.clip import TextReader
+from mavcli.models.clip import ClipReader
 from mavcli.models.prior import Prior, PriorCondition, text_condition
 
 
 def embed_words(
     prior: Prior,
-    text: TextReader,
+    text: ClipReader,
     prompts: Sequence[str],
     *,
     samples: int,

@@ -44,8 +44,8 @@ class UnknownWord:
     nearest: tuple[str, ...]
 
 
-class TextReader(nn.Module):
-    """What texts become, with the text tower that `towers` holds under open_clip's names."""
+class ClipReader(nn.Module):
+    """What texts and pictures become, with the two towers that `towers` holds under open_clip's names."""
 
     towers: Any
 
@@ -75,6 +75,18 @@ class TextReader(nn.Module):
         mask = torch.arange(tokens.shape[1], device=tokens.device)[None] <= end[:, None]
         return TextFeatures(self._scaled(embedding.float()), h.float(), mask)
 
+    def encode_image(self, x: Tensor) -> Tensor:
+        """x (b, 3, h, w) in [-1, 1], any size -> (b, d), of length 1 unless the spec says `unit_norm: false`."""
+        size = self.spec.image_size if self.spec.pretrained is None else self.towers.visual.image_size
+        size = size if isinstance(size, int) else size[0]
+        if x.shape[-2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(
+                -1, 1
+            )
+        mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
+        x = ((x + 1) / 2 - mean) / std
+        return self._scaled(self.towers.visual(x).float())
+
     def _scaled(self, embedding: Tensor) -> Tensor:
         return F.normalize(embedding, dim=-1) if self.spec.unit_norm else embedding
 
@@ -96,8 +108,8 @@ class TextReader(nn.Module):
         return self.tokens.unknown(prompt) if self.tokens else []
 
 
-class Clip(TextReader):
-    """Both towers and the temperature of the contrastive loss."""
+class Clip(ClipReader):
+    """open_clip's towers and the temperature of the contrastive loss."""
 
     def __init__(self, spec: ClipSpec) -> None:
         super().__init__(spec)
@@ -124,18 +136,6 @@ class Clip(TextReader):
     def tokenize(self, texts: list[str]) -> Tensor:
         """(b, n) token ids; the end token has the highest id."""
         return self._bpe(texts) if self.tokens is None else super().tokenize(texts)  # type: ignore[misc]
-
-    def encode_image(self, x: Tensor) -> Tensor:
-        """x (b, 3, h, w) in [-1, 1], any size -> (b, d), of length 1 unless the spec says `unit_norm: false`."""
-        size = self.spec.image_size if self.spec.pretrained is None else self.towers.visual.image_size
-        size = size if isinstance(size, int) else size[0]
-        if x.shape[-2:] != (size, size):
-            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(
-                -1, 1
-            )
-        mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
-        x = ((x + 1) / 2 - mean) / std
-        return self._scaled(self.towers.visual(x).float())
 
 
 def _config(spec: ClipSpec, vocabulary: int) -> dict[str, Any]:

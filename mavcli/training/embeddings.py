@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mavcli.engine.backend import Backend
 from mavcli.media.frames import to_float
-from mavcli.models.clip import Clip, TextFeatures
+from mavcli.models.clip import ClipReader, TextFeatures
 from mavcli.training.kept import KEY_BYTES, KeptRows
 
 FORMAT = 1
@@ -33,7 +33,7 @@ FORMAT = 1
 class Embeddings:
     """CLIP's frozen towers, with a memory in `folder` of at most `limit` bytes; with a limit of 0, without one."""
 
-    def __init__(self, clip: Clip, backend: Backend, *, sha256: str, folder: Path, limit: int) -> None:
+    def __init__(self, clip: ClipReader, backend: Backend, *, sha256: str, folder: Path, limit: int) -> None:
         """`sha256` is of the towers' tensors. Callers hold `backend.autocast()` whenever they ask."""
         self.clip, self.device = clip, backend.device
         self.length, self.width = clip.towers.positional_embedding.shape
@@ -44,11 +44,11 @@ class Embeddings:
         self._captions = KeptRows(folder, {**facts, "tower": "text"}, text, limit=limit)
 
     def of_pictures(self, pixels: Tensor) -> Tensor:
-        """(b, h, w, 3) uint8 on the CPU -> (b, d) on the towers' device, as `Clip.encode_image` has it."""
+        """(b, h, w, 3) uint8 on the CPU -> (b, d) on the towers' device, as `ClipReader.encode_image` has it."""
         return torch.cat([self._of_picture(picture[None].contiguous()) for picture in pixels])
 
     def encode_text(self, texts: list[str]) -> TextFeatures:
-        """As `Clip.encode_text`, which see."""
+        """As `ClipReader.encode_text`, which see."""
         rows = torch.cat([self._of_caption(text) for text in texts])
         embedding, states, mask = rows.split((self.size, self.length * self.width, self.length), dim=1)
         return TextFeatures(embedding, states.unflatten(1, (self.length, self.width)), mask > 0)

@@ -21,7 +21,7 @@ from mavcli.diffusion.schedule import Schedule
 from mavcli.engine.randomness import START
 from mavcli.engine.words import embed_words
 from mavcli.media.frames import to_float
-from mavcli.models.clip import Clip
+from mavcli.models.clip import ClipReader
 from mavcli.models.embeddings import Condition
 from mavcli.models.prior import Prior, PriorCondition, text_condition
 from mavcli.models.unet import UNet
@@ -244,7 +244,7 @@ def _schedule(task: Task) -> Schedule:
     return task.schedule
 
 
-def _clip(task: Task) -> Clip:
+def _clip(task: Task) -> ClipReader:
     assert task.clip is not None
     return task.clip
 

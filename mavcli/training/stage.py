@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mavcli.data.clips import Redrawn
 from mavcli.diffusion.schedule import Schedule
-from mavcli.models.clip import Clip
+from mavcli.models.clip import ClipReader
 from mavcli.models.prior import Prior
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
@@ -61,7 +61,7 @@ class Task:
     network: nn.Module
     device: torch.device
     schedule: Schedule | None = None
-    clip: Clip | None = None
+    clip: ClipReader | None = None
     kept: Embeddings | None = None
     prior: Prior | None = None
     group: Group = field(default_factory=Group)

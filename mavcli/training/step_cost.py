@@ -15,7 +15,7 @@ from torch import nn
 
 from mavcli.engine.assemble import build_network
 from mavcli.engine.backend import Backend
-from mavcli.models.clip import Clip
+from mavcli.models.clip import ClipReader
 from mavcli.models.prior import Prior
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.training.distributed import Group
@@ -170,7 +170,7 @@ class _Work:
                 for name in stage.frozen(recipe)
             }
         clip, prior = frozen.get("clip"), frozen.get("prior")
-        assert clip is None or isinstance(clip, Clip)
+        assert clip is None or isinstance(clip, ClipReader)
         assert prior is None or isinstance(prior, Prior)
         network = network.to(memory_format=torch.channels_last).train()
         self.dropout: list[SampleDropout] = [] if device.type == "meta" else own_dropout(network)

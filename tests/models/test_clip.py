@@ -7,10 +7,24 @@ import torch
 from torch.nn import functional as F
 
 from mavcli.models.clip import MEAN, STD, Clip, WordTokenizer
-from mavcli.models.clip_text import ClipText
+from mavcli.models.clip_towers import ClipTowers, has_own_towers
 from mavcli.specs import ClipSpec
 
 WORDS = ("a", "bear", "cat", "dog", "elephant", "sea", "skateboard", "surfing", "the")
+
+
+RESNET = ClipSpec(
+    embed_dim=16,
+    image_size=64,
+    vision_layers=(1, 2, 1, 1),
+    vision_width=8,
+    vision_patch_size=None,
+    text_context=6,
+    text_width=16,
+    text_heads=2,
+    text_layers=2,
+    vocabulary=WORDS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +81,43 @@ def test_text_embeddings_are_open_clips(clip):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("quick_gelu", [False, True])
-def test_the_text_tower_alone_says_the_same_to_the_bit(clip, quick_gelu, dtype):
-    spec = clip.spec.model_copy(update={"quick_gelu": quick_gelu})
+def test_towers_without_open_clip_say_the_same_to_the_bit(quick_gelu, dtype):
+    spec = RESNET.model_copy(update={"quick_gelu": quick_gelu})
     torch.manual_seed(1)
     whole = Clip(spec).eval()
     for p in whole.parameters():  # biases and gains start where they change nothing
         p.add_(0.1 * torch.randn_like(p))
-    alone = ClipText(spec).eval()
-    missing = alone.load_state_dict(whole.state_dict(), strict=False)
-    assert missing.missing_keys == []
-    assert all(k.startswith(("towers.visual.", "towers.logit_scale")) for k in missing.unexpected_keys)
-    texts = ["a cat", "the dog surfing a sea", ""]
+    for name, buffer in whole.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.1 * torch.randn_like(buffer))
+        if name.endswith("running_var"):
+            buffer.mul_(1 + torch.rand_like(buffer))
+    own = ClipTowers(spec).eval()
+    own.load_state_dict(whole.state_dict())
+    texts, pictures = ["a cat", "the dog surfing a sea", ""], torch.rand(3, 3, 64, 64) * 2 - 1
     with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        wanted, got = whole.encode_text(texts), alone.encode_text(texts)
-    assert got.embedding.dtype == torch.float32
+        wanted, got = whole.encode_text(texts), own.encode_text(texts)
+        seen, looked = whole.encode_image(pictures), own.encode_image(pictures)
+    assert got.embedding.dtype == looked.dtype == torch.float32
     assert torch.equal(got.embedding, wanted.embedding)
     assert torch.equal(got.states, wanted.states) and torch.equal(got.mask, wanted.mask)
+    assert torch.equal(looked, seen) and torch.pdist(looked).min() > 1e-3
 
 
-def test_byte_pairs_want_the_whole_clip():
-    with pytest.raises(ValueError, match="vocabulary"):
-        ClipText(ClipSpec())
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ClipSpec(),
+        ClipSpec(vocabulary=WORDS),
+        ClipSpec(vision_layers=(1, 1, 1, 1), vision_patch_size=None),
+        ClipSpec(pretrained="ViT-L-14-quickgelu"),
+    ],
+    ids=["byte pairs", "a vision transformer", "byte pairs and a ResNet", "published"],
+)
+def test_other_towers_are_open_clips(spec):
+    assert not has_own_towers(spec)
+    with pytest.raises(ValueError, match="open_clip"):
+        ClipTowers(spec)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from mavcli.engine.assemble import load_clip
 from mavcli.engine.backend import Backend
 from mavcli.media.image import write_png
 from mavcli.media.video import write_video
-from mavcli.models.clip import Clip
+from mavcli.models.clip import ClipReader
 from mavcli.training.embeddings import Embeddings
 from mavcli.training.loop import train_stage
 from mavcli.weights.provenance import read_header
@@ -185,7 +185,7 @@ def test_known_embeddings_need_no_tower(family, tiny, backend, tmp_path, monkeyp
     def refuse(*arguments: object) -> None:
         raise AssertionError("a tower was asked")
 
-    monkeypatch.setattr(Clip, "encode_image", refuse)
-    monkeypatch.setattr(Clip, "encode_text", refuse)
+    monkeypatch.setattr(ClipReader, "encode_image", refuse)
+    monkeypatch.setattr(ClipReader, "encode_text", refuse)
     assert torch.equal(second.of_pictures(pixels), rows)
     assert torch.equal(second.encode_text(WORDS).states, told.states)

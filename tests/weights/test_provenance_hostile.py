@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from mavcli.engine.assemble import load_network, load_text
+from mavcli.engine.assemble import load_clip, load_network
 from mavcli.errors import WeightsError
-from mavcli.models.clip_text import ClipText
+from mavcli.models.clip_towers import ClipTowers
 from mavcli.models.unet import UNet
+from mavcli.recipe.schema import Cascade, ClipPart, Recipe
 from mavcli.specs import ClipSpec, UNetSpec
 from mavcli.weights.provenance import WeightsHeader, is_intact, load_weights, save_weights
 
@@ -139,16 +140,22 @@ def test_tensors_of_another_network_are_refused_by_name(
         load_network(SPEC, path, role="decoder")
 
 
-def test_a_text_tower_that_a_file_lacks_is_named(tmp_path: Path) -> None:
-    spec = ClipSpec(text_width=8, text_heads=1, text_layers=1, embed_dim=8, vocabulary=("a", "cat"))
-    tensors = dict(ClipText(spec).state_dict())
+def test_a_piece_of_clips_towers_that_a_file_lacks_is_named(tmp_path: Path) -> None:
+    spec = ClipSpec(
+        text_width=8, text_heads=1, text_layers=1, embed_dim=8, vocabulary=("a", "cat"),
+        image_size=32, vision_layers=(1, 1, 1, 1), vision_width=8, vision_patch_size=None,
+    )  # fmt: skip
+    recipe = Recipe(name="tiny", cascade=Cascade(clip=ClipPart(network=spec)))
+    tensors = dict(ClipTowers(spec).state_dict())
     path = tmp_path / "clip.safetensors"
-    save_weights(path, tensors | {"towers.visual.x": torch.zeros(1)}, WeightsHeader(role="clip", spec=spec))
-    assert load_text(spec, path).encode_text(["a cat"]).states.shape == (1, 77, 8)
-    del tensors["towers.ln_final.bias"]
     save_weights(path, tensors, WeightsHeader(role="clip", spec=spec))
-    with pytest.raises(WeightsError, match=re.escape("it lacks `towers.ln_final.bias`")):
-        load_text(spec, path)
+    clip = load_clip(recipe, path)
+    assert isinstance(clip, ClipTowers)
+    assert clip.encode_text(["a cat"]).states.shape == (1, 77, 8)
+    del tensors["towers.visual.attnpool.c_proj.bias"]
+    save_weights(path, tensors, WeightsHeader(role="clip", spec=spec))
+    with pytest.raises(WeightsError, match=re.escape("it lacks `towers.visual.attnpool.c_proj.bias`")):
+        load_clip(recipe, path)
 
 
 def shards(folder: Path) -> list[Path]:
