@@ -106,7 +106,10 @@ def write_png(path: str | os.PathLike[str], image: Frames, *, overwrite: bool = 
     temporary = temporary_name(target)
     try:
         with open(temporary, "xb") as file:
-            Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=info)
+            # Level 4 makes a contact sheet as small as 6 does, in a third of its time.
+            Image.fromarray(np.ascontiguousarray(image)).save(
+                file, format="PNG", pnginfo=info, compress_level=4
+            )
             file.flush()
             os.fsync(file.fileno())
         move_into_place(temporary, target, overwrite=overwrite)
