@@ -6,6 +6,7 @@ One definition serves the YAML recipe, the constructor and the header of a weigh
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -198,7 +199,11 @@ class SamplerSpec(Spec):
     """How one network of the cascade is sampled."""
 
     name: Literal["ddpm", "ddim", "dpm++2m"] = "ddim"
-    steps: int = Field(50, ge=1, description="network calls per sample, before guidance doubles them")
+    steps: int | tuple[int, ...] = Field(
+        50,
+        description="network calls per sample, before guidance doubles them; or a list: the very steps of T, from the noisiest "
+        "on, and `spacing` and `shift` have no say",
+    )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's: 0 is deterministic, 1 is DDPM-like")
     spacing: Literal["linspace", "trailing", "leading"] = Field(
         "linspace", description="how the steps are picked out of T"
@@ -216,6 +221,19 @@ class SamplerSpec(Spec):
     clip_x0: float | None = Field(
         1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never"
     )
+
+    @model_validator(mode="after")
+    def _steps(self) -> SamplerSpec:
+        if isinstance(self.steps, int):
+            if self.steps < 1:
+                raise ValueError(f"steps must be at least 1, not {self.steps}")
+            return self
+        falling = all(before > after for before, after in pairwise(self.steps))
+        if not self.steps or not falling or self.steps[-1] < 0:
+            raise ValueError(
+                f"steps {list(self.steps)} must fall, from the noisiest to the last, and none be below 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _interval(self) -> SamplerSpec:

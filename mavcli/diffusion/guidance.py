@@ -81,7 +81,7 @@ def guides(timesteps: int, interval: tuple[float, float], t: Tensor) -> Tensor:
 
 def rows_per_sample(spec: SamplerSpec, schedule: Schedule) -> int:
     """How many rows the network sees for one sample: one a step, and a second one where it is guided."""
-    steps = schedule.respace(spec.steps, spec.spacing, shift=spec.shift)
+    steps = schedule.visited(spec)
     if spec.guidance_scale in (0.0, 1.0):
         return len(steps)
     guided_steps = guides(schedule.spec.timesteps, spec.guidance_interval, torch.tensor(steps))

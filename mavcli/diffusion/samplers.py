@@ -42,7 +42,7 @@ def sample(
     """x0 (b, ...) from pure noise x_T (b, ...) by the sampler, the steps and the spacing of `spec`.
 
     The other fields of `spec` belong to the denoiser (`guidance.guided`). Raises UsageError as
-    `Schedule.respace` does.
+    `Schedule.visited` does.
     """
     samplers: dict[str, Callable[..., Tensor]] = {
         "ddpm": ddpm,
@@ -53,7 +53,7 @@ def sample(
         denoise,
         x_T,
         schedule=schedule,
-        timesteps=schedule.respace(spec.steps, spec.spacing, shift=spec.shift),
+        timesteps=schedule.visited(spec),
         noise=noise,
         progress=progress,
         project=project,

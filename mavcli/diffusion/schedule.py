@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mavcli.errors import UsageError
-from mavcli.specs import ScheduleSpec
+from mavcli.specs import SamplerSpec, ScheduleSpec
 
 MAX_BETA = 0.999  # the cosine process would end with beta = 1
 
@@ -127,6 +127,21 @@ class Schedule:
         above = torch.searchsorted(noisiness, wanted).clamp(1, len(noisiness) - 1)
         below_is_nearer = wanted - noisiness[above - 1] < noisiness[above] - wanted
         return self.timesteps[above - below_is_nearer.long()]
+
+    def visited(self, sampler: SamplerSpec) -> list[int]:
+        """The increasing list of trained timesteps that `sampler` visits: those that it names, or as many as it says.
+
+        Raises UsageError for steps that were not trained.
+        """
+        if isinstance(sampler.steps, int):
+            return self.respace(sampler.steps, sampler.spacing, shift=sampler.shift)
+        trained = self.spec.timesteps
+        if sampler.steps[0] >= trained:
+            raise UsageError(
+                f"a sampler was told to visit step {sampler.steps[0]} of a process of {trained}",
+                hint=f"the noisiest step is {trained - 1}",
+            )
+        return list(reversed(sampler.steps))
 
     def respace(
         self,

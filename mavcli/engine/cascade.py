@@ -466,11 +466,7 @@ class Cascade:
         """
         table = Schedule.from_spec(schedule)
         unit = self._unit
-        final = (
-            table.respace(sampler.steps, sampler.spacing, shift=sampler.shift)[0]
-            if last is not None
-            else None
-        )
+        final = table.visited(sampler)[0] if last is not None else None
 
         def call(x: Tensor, t: Tensor, told: Any) -> Tensor:
             ends = last is not None and int(t[0]) == final
