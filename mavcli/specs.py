@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Spec(BaseModel):
@@ -222,18 +222,15 @@ class SamplerSpec(Spec):
         1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never"
     )
 
-    @model_validator(mode="after")
-    def _steps(self) -> SamplerSpec:
-        if isinstance(self.steps, int):
-            if self.steps < 1:
-                raise ValueError(f"steps must be at least 1, not {self.steps}")
-            return self
-        falling = all(before > after for before, after in pairwise(self.steps))
-        if not self.steps or not falling or self.steps[-1] < 0:
-            raise ValueError(
-                f"steps {list(self.steps)} must fall, from the noisiest to the last, and none be below 0"
-            )
-        return self
+    @field_validator("steps")
+    @classmethod
+    def _some_steps(cls, steps: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(steps, int):
+            if steps < 1:
+                raise ValueError("there must be at least 1 step")
+        elif not steps or steps[-1] < 0 or any(before <= after for before, after in pairwise(steps)):
+            raise ValueError("a list of steps must fall, from the noisiest to the last, and none be below 0")
+        return steps
 
     @model_validator(mode="after")
     def _interval(self) -> SamplerSpec:

@@ -146,11 +146,12 @@ def test_one_call_cannot_be_guided_for_some_rows_only():
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8), (0.9, 0.95)])
-def test_the_rows_of_a_sample_are_those_that_the_network_sees(scale, interval):
+@pytest.mark.parametrize("steps", [9, (999, 920, 500, 20)])
+def test_the_rows_of_a_sample_are_those_that_the_network_sees(scale, interval, steps):
     schedule = Schedule.from_spec(ScheduleSpec(name="cosine", prediction="epsilon", timesteps=1000))
     spec = SamplerSpec(
         name="dpm++2m",
-        steps=9,
+        steps=steps,
         spacing="trailing",
         shift=2,
         guidance_scale=scale,
@@ -162,6 +163,12 @@ def test_the_rows_of_a_sample_are_those_that_the_network_sees(scale, interval):
     )
     sample(spec, denoise, x_T=_x_t((1, 2, 3, 2, 2)), schedule=schedule, noise=lambda step: torch.zeros(()))
     assert rows_per_sample(spec, schedule) == sum(len(rows) for rows in network.batches)
+
+
+@pytest.mark.parametrize("steps", ["0", "[]", "[999, 999]", "[400, 999]", "[3, -1]", "ten", "2.5"])
+def test_steps_that_are_none_are_refused(steps):
+    with pytest.raises(RecipeError, match=r"decoder\.sampler\.steps=.*: "):
+        load_recipe("pocket", sets=[f"cascade.decoder.sampler.steps={steps}"])
 
 
 @pytest.mark.parametrize("interval", ["[0.6, 0.4]", "[-0.1, 0.5]", "[0.5, 1.1]"])

@@ -6,7 +6,7 @@ import torch
 
 from mavcli.diffusion.schedule import Schedule
 from mavcli.errors import UsageError
-from mavcli.specs import ScheduleSpec
+from mavcli.specs import SamplerSpec, ScheduleSpec
 
 TABLES = (
     "betas",
@@ -79,6 +79,16 @@ def test_every_number_of_steps_up_to_the_trained_one_can_be_sampled(spacing, tim
         assert len(kept) == steps
         for table in TABLES:
             assert torch.isfinite(getattr(kept, table)).all(), table
+
+
+def test_a_sampler_visits_the_steps_that_it_names_or_as_many_as_it_says():
+    schedule = Schedule.from_spec(ScheduleSpec())
+    named = SamplerSpec(steps=(999, 930, 400), spacing="trailing", shift=4)
+    assert schedule.visited(named) == [400, 930, 999]
+    counted = SamplerSpec(steps=3, spacing="trailing", shift=4)
+    assert schedule.visited(counted) == schedule.respace(3, "trailing", shift=4)
+    with pytest.raises(UsageError, match="step 999 of a process of 10"):
+        Schedule.from_spec(ScheduleSpec(timesteps=10)).visited(named)
 
 
 def test_a_single_step_starts_where_the_noise_is():
