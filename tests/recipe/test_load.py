@@ -73,7 +73,7 @@ weights: [a]
         "r.yaml:4: cascade.decoder.network.num_res_blocks: `yes` must be a whole number or a list",
         "r.yaml:4: cascade.decoder.network.model_chanels: unknown key, did you mean `model_channels`",
         "r.yaml:6: cascade.prior.sampler.name: `ddmi` must be one of `ddpm`, `ddim`, `dpm++2m`, did you mean `ddpm`",
-        "r.yaml:6: cascade.prior.sampler.steps: `1.5` must be a whole number",
+        "r.yaml:6: cascade.prior.sampler.steps: `1.5` must be a whole number or a list",
         "r.yaml:6: cascade.prior.sampler.eta: `2` must be at most 1",
         "r.yaml:8: output.fps: `12:30` must be a number",
         "r.yaml:10: output.crf: written twice, first on line 9",
