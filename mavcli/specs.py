@@ -19,7 +19,7 @@ class Spec(BaseModel):
 
 
 class ClipSpec(Spec):
-    """The two CLIP towers, built by open_clip (section 3.1: `C_x`, `C_y`)."""
+    """The two CLIP towers, as open_clip builds them (section 3.1: `C_x`, `C_y`)."""
 
     embed_dim: int = Field(512, ge=1, description="width of the shared embedding space")
     image_size: int = Field(224, ge=1, description="pixels a side that the image tower reads")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mavcli.models.clip import Clip, ClipReader
 from mavcli.models.clip_towers import ClipTowers, has_own_towers
@@ -16,8 +15,6 @@ from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.weights.provenance import load_weights, read_index
 from mavcli.weights.safety import check_fit
-
-N = TypeVar("N", bound=nn.Module)
 
 
 def build_network(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
@@ -38,15 +35,15 @@ def load_network(
 ) -> nn.Module:
     """The network of `spec` with the weights of `path`, in float32, ready for sampling.
 
+    CLIP's towers do without open_clip where that can be.
     Raises WeightsError when the file is missing, of another stage or of another network.
     """
     tensors = load_weights(path, expect_role=role, expect_spec=spec)
     # CLIP's towers keep buffers outside their state, so they are built for real; all else without memory
-    network = build_network(spec) if isinstance(spec, ClipSpec) else on_meta(spec)
-    return _filled(network, tensors, path)
-
-
-def _filled(network: N, tensors: dict[str, Tensor], path: Path) -> N:
+    if isinstance(spec, ClipSpec):
+        network: nn.Module = ClipTowers(spec) if has_own_towers(spec) else Clip(spec)
+    else:
+        network = on_meta(spec)
     check_fit(read_index(path), network.state_dict(), path)
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(floats, assign=True)
@@ -54,11 +51,10 @@ def _filled(network: N, tensors: dict[str, Tensor], path: Path) -> N:
 
 
 def load_clip(recipe: Recipe, path: Path) -> ClipReader:
-    """CLIP's towers, frozen: without open_clip where that can be; raises as `load_network` does."""
-    spec = recipe.cascade.clip.network
-    tensors = load_weights(path, expect_role="clip", expect_spec=spec)
-    network = ClipTowers(spec) if has_own_towers(spec) else Clip(spec)
-    return _filled(network, tensors, path)
+    """CLIP's towers, frozen."""
+    network = load_network(recipe.cascade.clip.network, path, role="clip")
+    assert isinstance(network, ClipReader)
+    return network
 
 
 def load_prior(recipe: Recipe, path: Path) -> Prior:

@@ -25,7 +25,7 @@ from mavcli.diffusion.guidance import guided, rows_per_sample
 from mavcli.diffusion.process import add_noise
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
-from mavcli.engine.assemble import build_network, load_clip, load_network
+from mavcli.engine.assemble import build_network, load_network
 from mavcli.engine.backend import Backend
 from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
@@ -586,8 +586,6 @@ class Cascade:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 network = build_network(part.spec).eval().requires_grad_(False)
-        elif piece == "clip":
-            network = load_clip(self.recipe, part.path)
         else:
             network = load_network(part.spec, part.path, role=part.role)
         if isinstance(network, UNet):

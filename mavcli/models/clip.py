@@ -1,4 +1,4 @@
-"""`C_x` and `C_y`: CLIP's text and image towers (arXiv 2103.00020), built by open_clip.
+"""`C_x` and `C_y`: CLIP's text and image towers (arXiv 2103.00020), as open_clip builds them.
 
 A family may have OpenAI's towers (`pretrained: ViT-L-14-quickgelu`), or small ones of its own with a vocabulary of whole
 words, which makes the token table thousands of times smaller and lets an unknown word be named instead of guessed.
