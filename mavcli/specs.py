@@ -232,6 +232,11 @@ class SamplerSpec(Spec):
             raise ValueError("a list of steps must fall, from the noisiest to the last, and none be below 0")
         return steps
 
+    @property
+    def calls(self) -> int:
+        """Network calls per sample, before guidance doubles them."""
+        return self.steps if isinstance(self.steps, int) else len(self.steps)
+
     @model_validator(mode="after")
     def _interval(self) -> SamplerSpec:
         low, high = self.guidance_interval

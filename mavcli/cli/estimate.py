@@ -9,6 +9,7 @@ import typer
 
 from mavcli.cli.console import Console, duration, size, table
 from mavcli.cli.options import JsonOption, QuietOption, SetOption
+from mavcli.errors import counted
 
 if TYPE_CHECKING:
     from mavcli.training.estimate import Devices, Generation, StageEstimate
@@ -203,7 +204,7 @@ def _clip_lines(clip: Generation) -> list[str]:
         (
             one.title,
             _count(one.parameters),
-            f"{one.calls} steps" if one.calls else "",
+            counted(one.calls, "step") if one.calls else "",
             _flops(one.flops) if one.flops else "",
             f"weights {size(one.weight_bytes)}",
             f"largest call {size(one.activation_bytes)}" if one.activation_bytes else "",

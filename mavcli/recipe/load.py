@@ -300,6 +300,8 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
                 continue  # the schema's own word on unknown stages, which has no line
             groups.setdefault(key, []).append(item)
         for path, items in groups.items():
+            if any(other[:-1] == path and isinstance(other[-1], int) for other in groups):
+                continue  # it may be a list or something else, and is a list: only what is wrong in it is told
             if not any(path[:length] in known for length in range(1, len(path) + 1)):
                 faults.append(Fault(tree.origin(path), path, _words(path, items, tree)))
     return recipe, list(dict.fromkeys(faults))
@@ -318,13 +320,15 @@ def _error(faults: Sequence[Fault]) -> RecipeError:
 
 
 def _key_of(loc: tuple[int | str, ...], value: Any) -> tuple[Key, tuple[int | str, ...]]:
-    """The part of pydantic's location that is a path of the document, and the rest (names of union members)."""
+    """The part of pydantic's location that is a path of the document, and the rest."""
     key: Key = ()
     for place, part in enumerate(loc):
         if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
+        elif isinstance(value, list) and isinstance(part, str):
+            continue  # the name of a union's member
         else:
             return key, loc[place:]
         key = (*key, part)

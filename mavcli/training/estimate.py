@@ -308,7 +308,7 @@ def estimate_generation(recipe: Recipe, *, devices: Devices) -> Generation:
                 piece=piece,
                 title=PIECES[piece],
                 parameters=count,
-                calls=0 if piece == "clip" else sampler.sampler.steps,
+                calls=0 if piece == "clip" else sampler.sampler.calls,
                 flops=2 * halves.get(piece, 0.0),
                 weight_bytes=FLOAT * count,
                 activation_bytes=held,

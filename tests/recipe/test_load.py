@@ -97,6 +97,10 @@ weights: [a]
         ("{[1]: 2}", "r.yaml:1: a key must be a word"),
         ("a: " + "[" * 200, "nested deeper than 32 levels"),
         ("#" * (1 << 20) + "\n", "r.yaml:1: larger than 1024 KiB, a recipe is not"),
+        (
+            "cascade: {prior: {sampler: {steps: [999, x]}}}",
+            "r.yaml:1: cascade.prior.sampler.steps.1: `x` must be a whole number",
+        ),
         ("output: {fps: 1e999}", "r.yaml:1: output.fps: `1e999` must be a finite number"),
         ("output: {sheet: yes}", "r.yaml:1: output.sheet: `yes` must be `true` or `false`"),
         ("description: 3", "r.yaml:1: description: `3` must be text (put it in quotes)"),

@@ -157,8 +157,13 @@ def test_a_clip_costs_its_networks_calls(tiny: Tiny, tmp_path: Path) -> None:
     assert [piece.piece for piece in once.pieces] == ["clip", "prior", "decoder_t", "interp", "sr_l", "sr_h"]
     assert once.flops == sum(piece.flops for piece in once.pieces) > 0
     twice = estimate_generation(tiny(tmp_path, "cascade.decoder.sampler.steps=4").recipe, devices=ELSEWHERE)
-    costs = [{p.piece: p.flops for p in g.pieces} for g in (once, twice)]
+    named = estimate_generation(
+        tiny(tmp_path, "cascade.decoder.sampler.steps=[40, 30, 20, 0]").recipe, devices=ELSEWHERE
+    )
+    costs = [{p.piece: p.flops for p in g.pieces} for g in (once, twice, named)]
     assert costs[1]["decoder_t"] == 2 * costs[0]["decoder_t"] and costs[1]["sr_h"] == costs[0]["sr_h"]
+    assert costs[2] == costs[1]
+    assert [{p.piece: p.calls for p in g.pieces}["decoder_t"] for g in (once, twice, named)] == [2, 4, 4]
     with pytest.raises(UsageError, match="no video"):
         estimate_generation(
             tiny(
