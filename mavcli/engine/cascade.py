@@ -560,9 +560,9 @@ class Cascade:
         try:
             yield
         finally:
-            self._networks.clear()
-            gc.collect()
+            self._networks.clear()  # nothing refers to itself in them, unless compiled
             if self.backend.device.type == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
 
     def clip(self) -> ClipReader:

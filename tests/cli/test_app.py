@@ -210,3 +210,20 @@ def test_threads_that_wait_spin_little_unless_the_user_says_how(
     monkeypatch.setattr(os, "environ", dict(theirs))
     cli._spin_less()
     assert os.environ.get("GOMP_SPINCOUNT") == wanted
+
+
+def test_a_command_that_used_torch_ends_with_all_said_and_its_code() -> None:
+    code = (
+        "import atexit, sys\n"
+        "from mavcli.cli import app\n"
+        "def run(arguments):\n"
+        "    import torch\n"
+        "    atexit.register(print, 'registered')\n"
+        "    print('said')\n"
+        "    sys.stderr.write('told')\n"
+        "    return 7\n"
+        "app.run = run\n"
+        "app.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "said\nregistered\n", "told")
