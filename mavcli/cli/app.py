@@ -181,20 +181,22 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def _collect_less() -> None:
-    """PyTorch and open_clip make many objects that stay: looking through them all, again and again while they are imported,
-    takes half a second of every command that needs both."""
+    """PyTorch and open_clip make many objects that stay: looking through them all, again and again while they are imported
+    (and once more at the end: `_end_at_once`), takes a second of every command that needs both."""
     gc.set_threshold(10_000, 20, 50)
 
 
 def _end_at_once(codes: Sequence[int]) -> None:
     """The last thing at exit, with the command's exit code if it came to one: taking PyTorch down object by object takes a
-    third of a second, and the process frees it all at once. A GPU's driver is left to end in its own way."""
+    third of a second, and the process frees it all at once. A GPU's driver is left to end in its own way,
+    only without one more look through all objects."""
     torch = sys.modules.get("torch")
     if codes and torch is not None and not torch.cuda.is_initialized():
         with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a stream that is closed
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(codes[0])
+    gc.freeze()
 
 
 def _spin_less() -> None:

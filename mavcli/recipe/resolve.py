@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mavcli.errors import RecipeError, UsageError
+from mavcli.errors import RecipeError, UsageError, counted
 from mavcli.recipe.schema import Recipe
 
 Backend = Literal["cuda", "multi-gpu", "cpu"]
@@ -147,7 +147,7 @@ def _dtype(wanted: str, backend: Backend, machine: Machine) -> tuple[Dtype, str]
 
 
 def _threads(wanted: int | str, machine: Machine, *, sharing: int = 1) -> tuple[int, str]:
-    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''} to use"
+    cores = f"{counted(machine.cores, 'core')} to use"
     if isinstance(wanted, int):
         if wanted < 1:
             raise RecipeError(f"`hardware.threads` is {wanted}, at least 1 is needed")

@@ -18,7 +18,7 @@ from mavcli.engine.backend import Backend, open_backend
 from mavcli.engine.cascade import Cascade
 from mavcli.engine.cost import parameter_count
 from mavcli.engine.family import PIECES, Family, Part, Piece
-from mavcli.errors import UsageError
+from mavcli.errors import UsageError, counted
 from mavcli.models.embeddings import Condition
 from mavcli.models.unet import UNet
 from mavcli.recipe.resolve import Machine, resolve
@@ -182,7 +182,7 @@ def find_devices(
         why = f"{processes} x {machine.cuda[0].name}"
     else:
         each = machine.memory // processes
-        why = f"this machine's CPU, {resolved.threads} thread{'s' if resolved.threads > 1 else ''}"
+        why = f"this machine's CPU, {counted(resolved.threads, 'thread')}"
     here = sustained_rate(backend) * _OF_SUSTAINED[kind]
     return Devices(kind, processes, each, resolved.dtype, True, why, here, backend)
 
