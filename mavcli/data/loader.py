@@ -68,49 +68,58 @@ class Source(Protocol):
 class WorldSource:
     """The rendered pocket world; held-out pairs never occur, and some actors occur in pictures only.
 
-    actions: how often each action is drawn for clips, 1 where none is given. RecipeError for an unknown one or for shares
-    that cannot be.
+    actions: how often each action is drawn for clips, actors: how often each actor is drawn for pictures and clips, 1 where
+    none is given; a pair of both is drawn as often as the product says. RecipeError for an unknown one or for shares that
+    cannot be.
     """
 
     repeats = False
 
-    def __init__(self, actions: Mapping[str, float] | None = None) -> None:
-        given = self._given = dict(actions or {})
-        if unknown := sorted(set(given) - set(world.ACTIONS)):
+    def __init__(
+        self, actions: Mapping[str, float] | None = None, actors: Mapping[str, float] | None = None
+    ) -> None:
+        self._actions = _shares(actions, "world_actions", world.ACTIONS, "action")
+        self._actors = _shares(actors, "world_actors", world.ACTORS, "actor")
+        self._weights = {video: self._weights_of(video) for video in (False, True)}
+
+    def _weights_of(self, video: bool) -> np.ndarray | None:
+        """How likely each of the world's pairs is to be drawn; None where all are alike."""
+        actions = self._actions if video else {}
+        if not actions and not self._actors:
+            return None
+        pairs = world.pairs("train", video)
+        weights = np.array([self._actors.get(who, 1.0) * actions.get(does, 1.0) for who, does in pairs])
+        if not weights.any():
             raise RecipeError(
-                f"`train.data.world_actions` names `{unknown[0]}`, which is no action of the world",
-                hint=f"its actions are {', '.join(world.ACTIONS)}",
+                "with `train.data.world_actors` and `train.data.world_actions` nothing is left to draw"
+                + (" for clips" if video else ""),
+                hint=f"{' and '.join(sorted(world.STILL_ONLY_ACTORS))} are in no clip; a share of 0 leaves an actor or action out",
             )
-        shares = np.array([given.get(action, 1.0) for action in world.ACTIONS])
-        if shares.min() < 0 or not shares.any():
-            raise RecipeError(
-                "`train.data.world_actions` must be numbers of 0 or more, and one of them above 0"
-            )
-        self._shares = shares / shares.sum() if given else None
+        return weights / weights.sum()
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        return world.render(world.draw_scene(rng), float(rng.uniform(0.0, 4.0)), size)
+        return world.render(self._scene(rng), float(rng.uniform(0.0, 4.0)), size)
 
     def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
-        scene = world.draw_scene(rng)
+        scene = self._scene(rng)
         return world.render(scene, float(rng.uniform(0.0, 4.0)), size), world.caption(scene, rng)
 
     def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
-        return self._filmed(self._moving(rng), rng, frames=frames, fps=fps, size=size)
+        return self._filmed(self._scene(rng, video=True), rng, frames=frames, fps=fps, size=size)
 
     def captioned_clip(
         self, rng: np.random.Generator, *, frames: int, fps: float, size: int
     ) -> tuple[DrawnClip, str]:
         """The clip that `clip` gives for an equal generator, which it leaves alike, and its caption."""
-        scene = self._moving(rng)
+        scene = self._scene(rng, video=True)
         clip = self._filmed(scene, rng, frames=frames, fps=fps, size=size)
         return clip, world.caption(scene, rng.spawn(1)[0])
 
-    def _moving(self, rng: np.random.Generator) -> world.Scene:
-        action = None
-        if self._shares is not None:
-            action = world.ACTIONS[int(rng.choice(len(self._shares), p=self._shares))]
-        return world.draw_scene(rng, video=True, action=action)
+    def _scene(self, rng: np.random.Generator, *, video: bool = False) -> world.Scene:
+        weights, actor, action = self._weights[video], None, None
+        if weights is not None:
+            actor, action = world.pairs("train", video)[int(rng.choice(len(weights), p=weights))]
+        return world.draw_scene(rng, video=video, actor=actor, action=action)
 
     @staticmethod
     def _filmed(
@@ -128,8 +137,28 @@ class WorldSource:
 
     def describe(self) -> str:
         counts = f"{len(world.ACTORS)} actors, {len(world.ACTIONS)} actions, {len(world.PLACES)} places"
-        often = ", ".join(f"{action} {share:g}" for action, share in self._given.items())
-        return f"the rendered pocket world: {counts}" + (f"; for clips: {often}, others 1" if often else "")
+        told = [f"the rendered pocket world: {counts}"]
+        for shares, where in ((self._actors, ""), (self._actions, "for clips: ")):
+            if shares:
+                told.append(
+                    where + ", ".join(f"{name} {share:g}" for name, share in shares.items()) + ", others 1"
+                )
+        return "; ".join(told)
+
+
+def _shares(
+    given: Mapping[str, float] | None, field: str, known: tuple[str, ...], kind: str
+) -> dict[str, float]:
+    """What the recipe's `field` says, checked against the world's own `known` names; `kind` is what one of them is."""
+    shares = dict(given or {})
+    if unknown := sorted(set(shares) - set(known)):
+        raise RecipeError(
+            f"`train.data.{field}` names `{unknown[0]}`, which is no {kind} of the world",
+            hint=f"its {kind}s are {', '.join(known)}",
+        )
+    if not all(share >= 0 for share in shares.values()):
+        raise RecipeError(f"the shares of `train.data.{field}` must be numbers of 0 or more")
+    return shares
 
 
 class WithStills:
@@ -168,7 +197,7 @@ def open_source(
     names no such data, InputError when the folder has nothing usable.
     """
     if data.world:
-        return WorldSource(data.world_actions)
+        return WorldSource(data.world_actions, data.world_actors)
     folder, kind = _folder_of(data, kind)
     if folder is None:
         raise RecipeError(

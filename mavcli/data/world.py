@@ -97,17 +97,18 @@ class Scene:
 
 
 @cache
-def _pairs(split: Split, video: bool) -> tuple[tuple[str, str], ...]:
+def pairs(split: Split, video: bool) -> tuple[tuple[str, str], ...]:
+    """The (actor, action) pairs that `draw_scene` has to draw from."""
     if split not in ("train", "held_out", "all"):
         raise ValueError(f"unknown split {split!r}: expected train, held_out or all")
-    pairs = [(actor, action) for actor in ACTORS for action in ACTIONS]
+    found = [(actor, action) for actor in ACTORS for action in ACTIONS]
     if split == "held_out":
-        pairs = [pair for pair in pairs if pair in HELD_OUT_PAIRS]
+        found = [pair for pair in found if pair in HELD_OUT_PAIRS]
     if split == "train":
-        pairs = [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
+        found = [pair for pair in found if pair not in HELD_OUT_PAIRS]
         if video:
-            pairs = [pair for pair in pairs if pair[0] not in STILL_ONLY_ACTORS]
-    return tuple(pairs)
+            found = [pair for pair in found if pair[0] not in STILL_ONLY_ACTORS]
+    return tuple(found)
 
 
 def draw_scene(
@@ -124,12 +125,12 @@ def draw_scene(
     split: "train" leaves out HELD_OUT_PAIRS and, with `video`, STILL_ONLY_ACTORS; "held_out" has only HELD_OUT_PAIRS.
     actor, action, place: fix these; a ValueError says that nothing in the split matches.
     """
-    pairs = [pair for pair in _pairs(split, video) if actor in (None, pair[0]) and action in (None, pair[1])]
-    if not pairs:
+    open_pairs = [p for p in pairs(split, video) if actor in (None, p[0]) and action in (None, p[1])]
+    if not open_pairs:
         raise ValueError(f"no scene of split {split!r} has actor {actor!r} and action {action!r}")
     if place is not None and place not in PLACES:
         raise ValueError(f"unknown place {place!r}: expected one of {', '.join(PLACES)}")
-    chosen = pairs[int(rng.integers(len(pairs)))]
+    chosen = open_pairs[int(rng.integers(len(open_pairs)))]
     where = PLACES[int(rng.integers(len(PLACES)))]
     u = rng.random(10)
     return Scene(

@@ -132,6 +132,10 @@ class Data(Spec):
         default_factory=dict,
         description="how often an action of the world is drawn for clips, 1 where none is given: what is hard to learn, more often",
     )
+    world_actors: dict[str, float] = Field(
+        default_factory=dict,
+        description="how often an actor of the world is drawn for pictures and clips, 1 where none is given",
+    )
     image: str | None = Field(None, description="images")
     pairs: str | None = Field(
         None, description="images with captions: .txt, JSONL, CSV, Parquet, or webdataset shards"

@@ -300,32 +300,67 @@ def test_some_clips_are_a_still_that_is_told_to_run_too_fast_to_move(tiny, tmp_p
     assert 25 < sum(still) < 55, "of 80 clips a half"
 
 
-def test_an_action_of_the_world_can_be_drawn_more_often_for_clips(monkeypatch):
-    drawn: list[str] = []
+@pytest.fixture
+def drawn(monkeypatch):
+    """The scenes that are drawn while the test runs."""
+    scenes: list[world.Scene] = []
     real = world.draw_scene
 
     def noted(rng, **options):
-        scene = real(rng, **options)
-        drawn.append(scene.action)
-        return scene
+        scenes.append(real(rng, **options))
+        return scenes[-1]
 
     monkeypatch.setattr(world, "draw_scene", noted)
+    return scenes
+
+
+def test_an_action_of_the_world_can_be_drawn_more_often_for_clips(drawn):
     source = WorldSource({"driving": 6, "falling": 0})
     for i in range(240):
         source.clip(world.generator(5, i), frames=1, fps=4.0, size=8)
     assert source.describe().endswith("; for clips: driving 6, falling 0, others 1")
-    counts = Counter(drawn)
+    counts = Counter(scene.action for scene in drawn)
     assert set(counts) == set(world.ACTIONS) - {"falling"}
-    assert 100 < counts["driving"] < 140, "6 of 12"
+    assert 95 < counts["driving"] < 145, "6 of 12 before the held-out pairs are left out"
+    drawn.clear()
+    for i in range(240):
+        source.image(world.generator(6, i), 8)
+    assert 15 < Counter(scene.action for scene in drawn)["falling"] < 50, "pictures as ever"
+
+
+def test_an_actor_of_the_world_can_be_drawn_more_often_for_pictures_and_clips(drawn):
+    source = WorldSource({"spinning": 6}, {"whale": 5, "lion": 4, "dog": 0})
+    assert source.describe().endswith("; whale 5, lion 4, dog 0, others 1; for clips: spinning 6, others 1")
+    for i in range(240):
+        source.pair(world.generator(7, i), 8)
+    still = Counter(scene.actor for scene in drawn)
+    assert set(still) == set(world.ACTORS) - {"dog"}
+    assert 45 < still["whale"] < 88 and 33 < still["lion"] < 73, "5 and 4 of 18"
+    drawn.clear()
+    for i in range(240):
+        source.clip(world.generator(8, i), frames=1, fps=4.0, size=8)
+    moving = Counter((scene.actor, scene.action) for scene in drawn)
+    assert not set(moving) & world.HELD_OUT_PAIRS
+    assert {who for who, _ in moving} == set(world.ACTORS) - {"dog"} - world.STILL_ONLY_ACTORS
+    of_whale = {does: n for (who, does), n in moving.items() if who == "whale"}
+    assert 60 < sum(of_whale.values()) < 120, "5 of 13"
+    assert max(of_whale, key=of_whale.__getitem__) == "spinning"
 
 
 @pytest.mark.parametrize(
     ("shares", "told"),
     [
-        ("{sailing: 2}", "names `sailing`"),
-        ("{driving: -1}", "numbers of 0 or more"),
+        ("world_actions={sailing: 2}", "`train.data.world_actions` names `sailing`"),
+        ("world_actions={driving: -1}", "numbers of 0 or more"),
+        ("world_actors={cow: 2}", "`train.data.world_actors` names `cow`, which is no actor of the world"),
+        ("world_actors={whale: -1}", "numbers of 0 or more"),
+        (f"world_actors={{{', '.join(f'{a}: 0' for a in world.ACTORS)}}}", "nothing is left to draw$"),
+        (
+            f"world_actions={{{', '.join(f'{a}: 0' for a in world.ACTIONS)}}}",
+            "nothing is left to draw for clips",
+        ),
     ],
 )
-def test_shares_of_actions_that_cannot_be_are_refused(shares, told, train, tmp_path):
+def test_shares_of_the_world_that_cannot_be_are_refused(shares, told, train, tmp_path):
     with pytest.raises(RecipeError, match=told):
-        train("clip", tmp_path, f"train.data.world_actions={shares}")
+        train("clip", tmp_path, f"train.data.{shares}")
