@@ -98,7 +98,7 @@ class Scene:
 
 @cache
 def pairs(split: Split, video: bool) -> tuple[tuple[str, str], ...]:
-    """The (actor, action) pairs that `draw_scene` has to draw from."""
+    """The (actor, action) pairs that `draw_scene` draws from, with `video` for a clip; ValueError for an unknown split."""
     if split not in ("train", "held_out", "all"):
         raise ValueError(f"unknown split {split!r}: expected train, held_out or all")
     found = [(actor, action) for actor in ACTORS for action in ACTIONS]
