@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Spec(BaseModel):
@@ -218,6 +218,14 @@ class SamplerSpec(Spec):
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="guide only while t / T lies in here (arXiv 2404.07724): fewer network calls"
     )
+    embedding_scale: float = Field(
+        1.0,
+        gt=0,
+        description="the CLIP embedding times this goes in: above 1 the network draws more surely what it is told, at no call",
+    )
+    embedding_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="`embedding_scale` counts only while t / T lies in here"
+    )
     clip_x0: float | None = Field(
         1.0, gt=0, description="predictions of x0 are clamped to +- this; null for never"
     )
@@ -237,11 +245,12 @@ class SamplerSpec(Spec):
         """Network calls per sample, before guidance doubles them."""
         return self.steps if isinstance(self.steps, int) else len(self.steps)
 
-    @model_validator(mode="after")
-    def _interval(self) -> SamplerSpec:
-        low, high = self.guidance_interval
+    @field_validator("guidance_interval", "embedding_interval")
+    @classmethod
+    def _two_shares(cls, interval: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        low, high = interval
         if not 0 <= low <= high <= 1:
             raise ValueError(
-                f"guidance_interval [{low}, {high}] must be two shares of T, 0 to 1, the lower first"
+                f"{info.field_name} [{low}, {high}] must be two shares of T, 0 to 1, the lower first"
             )
-        return self
+        return interval

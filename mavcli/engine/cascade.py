@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavcli.data.degrade import upsample
-from mavcli.diffusion.guidance import guided, rows_per_sample
+from mavcli.diffusion.guidance import emphatic, guided, rows_per_sample
 from mavcli.diffusion.process import add_noise
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
@@ -487,7 +487,7 @@ class Cascade:
 
         with torch.inference_mode():
             denoise = guided(
-                call,
+                emphatic(call, sampler, timesteps=schedule.timesteps),
                 condition,
                 schedule=table,
                 scale=sampler.guidance_scale,

@@ -84,6 +84,12 @@ class Condition:
         drop = torch.zeros(len(self.image_embedding), dtype=torch.bool, device=self.image_embedding.device)
         return dataclasses.replace(self, keep_embedding=drop)
 
+    def scaled(self, factor: Tensor) -> Condition:
+        """The CLIP image embedding times factor (b,); everything else stays, the null embedding too."""
+        if self.image_embedding is None:
+            return self
+        return dataclasses.replace(self, image_embedding=self.image_embedding * factor[:, None])
+
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
         """Joined on the batch axis; all must have the same fields (a missing `keep_embedding` is all True)."""

@@ -114,6 +114,25 @@ class Cascade(Spec):
     sr_l: SuperResPart = SuperResPart(size=256)
     sr_h: SuperResPart = SuperResPart(size=768)
 
+    @model_validator(mode="after")
+    def _scales_embeddings_where_one_is_read(self) -> Cascade:
+        filled = self.interp.network or self.decoder.network
+        samplers = {
+            "prior.sampler": (self.prior.sampler, None),
+            "decoder.sampler": (self.decoder.sampler, self.decoder.network),
+            "interp.sampler": (self.interp.sampler, filled),
+            "interp.extend_sampler": (self.interp.extend_sampler, filled),
+            "sr_l.sampler": (self.sr_l.sampler, None),
+            "sr_h.sampler": (self.sr_h.sampler, None),
+        }
+        for name, (sampler, network) in samplers.items():
+            reads = network is not None and network.clip_dim is not None
+            if sampler is not None and sampler.embedding_scale != 1 and not reads:
+                raise ValueError(
+                    f"`cascade.{name}.embedding_scale` must be 1: that network is told no CLIP embedding to draw from"
+                )
+        return self
+
 
 class Output(Spec):
     dir: str = Field("outputs", description="where results go without -o, relative to the working folder")

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mavcli.data.degrade import downsample, upsample
-from mavcli.diffusion.guidance import guided
+from mavcli.diffusion.guidance import emphatic, guided
 from mavcli.diffusion.samplers import Project, sample
 from mavcli.media.frames import Frames, contact_sheet, to_uint8
 from mavcli.models.embeddings import Condition
@@ -88,7 +88,7 @@ def _sample(
 ) -> Tensor:
     assert task.schedule is not None
     denoise = guided(
-        task.network,
+        emphatic(task.network, spec, timesteps=task.schedule.spec.timesteps),
         condition,
         schedule=task.schedule,
         scale=spec.guidance_scale,

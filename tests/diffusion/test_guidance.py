@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavcli.diffusion.guidance import guided, rows_per_sample
+from mavcli.diffusion.guidance import emphatic, guided, rows_per_sample
 from mavcli.diffusion.process import read_output, to_v
 from mavcli.diffusion.samplers import sample
 from mavcli.diffusion.schedule import Schedule
@@ -26,6 +26,9 @@ class Label:
 
     def without_conditioning(self) -> Label:
         return Label(torch.zeros_like(self.value))
+
+    def scaled(self, factor: Tensor) -> Label:
+        return Label(self.value * factor)
 
     @staticmethod
     def cat(conditions: Sequence[Label]) -> Label:
@@ -175,3 +178,32 @@ def test_steps_that_are_none_are_refused(steps):
 def test_an_interval_that_is_none_is_refused(interval):
     with pytest.raises(RecipeError, match="guidance_interval"):
         load_recipe("pocket", sets=[f"cascade.decoder.sampler.guidance_interval={interval}"])
+
+
+@pytest.mark.parametrize("interval", ["[0.6, 0.4]", "[-0.1, 0.5]", "[0.5, 1.1]"])
+def test_an_interval_of_the_embeddings_scale_that_is_none_is_refused(interval):
+    with pytest.raises(RecipeError, match="embedding_interval"):
+        load_recipe("pocket", sets=[f"cascade.decoder.sampler.embedding_interval={interval}"])
+
+
+def test_only_steps_of_the_interval_are_told_louder_each_row_for_itself():
+    network = Network()
+    spec = SamplerSpec(embedding_scale=3.0, embedding_interval=(0.5, 0.7))
+    out = emphatic(network, spec, timesteps=1000)(_x_t(), T, Label(torch.tensor([1.0, 2.0])))
+    assert network.batches == [[1.0, 6.0]], "step 300 lies below the interval, 700 on its edge"
+    assert torch.equal(out, Network()(_x_t(), T, Label(torch.tensor([1.0, 6.0]))))
+
+
+def test_a_scale_of_one_is_the_network_itself():
+    network = Network()
+    assert emphatic(network, SamplerSpec(), timesteps=1000) is network
+
+
+def test_being_told_louder_costs_no_row_and_leaves_guidance_its_null_half():
+    schedule = Schedule.from_spec(ScheduleSpec(prediction="x0"))
+    spec = SamplerSpec(guidance_scale=2.0, embedding_scale=3.0)
+    network = Network()
+    told = emphatic(network, spec, timesteps=1000)
+    guided(told, Label(torch.ones(2)), schedule=schedule, scale=2.0)(_x_t(), T)
+    assert network.batches == [[3.0, 3.0, 0.0, 0.0]]
+    assert rows_per_sample(spec, schedule) == 2 * spec.calls

@@ -15,7 +15,7 @@ from mavcli.engine.cascade import Cascade, slerp
 from mavcli.engine.family import find_family
 from mavcli.engine.randomness import Draw
 from mavcli.engine.work import Work
-from mavcli.errors import OutOfMemoryError, WeightsError
+from mavcli.errors import OutOfMemoryError, RecipeError, WeightsError
 from mavcli.report import Silent
 from mavcli.weights.inflation import inflate_file
 from mavcli.weights.provenance import WeightsHeader, save_weights
@@ -381,6 +381,25 @@ def test_a_trained_network_is_the_same_with_and_without_a_word_on_coherence(tiny
     said = open_cascade(tiny, "cascade.decoder.coherence=none")
     embedding = said.image_embedding(["a dog surfing"], [Draw(0)])
     assert torch.equal(said.decode(embedding, [Draw(0)], fps=24), base)
+
+
+def test_the_embedding_that_tells_d_t_what_to_draw_is_scaled_where_the_recipe_says(tiny, base):
+    embedding = open_cascade(tiny).image_embedding(["a dog surfing"], [Draw(0)])
+
+    def drawn(scale: float, interval: str, told: torch.Tensor = embedding) -> torch.Tensor:
+        sets = [f"cascade.decoder.sampler.embedding_{k}" for k in (f"scale={scale}", f"interval={interval}")]
+        return open_cascade(tiny, *sets).decode(told, [Draw(0)], fps=24)
+
+    assert torch.equal(drawn(2, "[0, 1]"), drawn(1, "[0, 1]", 2 * embedding))
+    assert not torch.equal(drawn(2, "[0, 1]"), base)
+    assert not torch.equal(drawn(2, "[0.5, 1]"), drawn(2, "[0, 1]"))
+    assert torch.equal(drawn(2, "[0.0001, 0.0002]"), base), "no step lies there"
+
+
+@pytest.mark.parametrize("part", ["prior", "sr_l", "sr_h"])
+def test_a_scale_for_an_embedding_that_is_not_read_is_refused(tiny, part):
+    with pytest.raises(RecipeError, match=rf"cascade\.{part}\.sampler\.embedding_scale"):
+        tiny_recipe(tiny, f"cascade.{part}.sampler.embedding_scale=2")
 
 
 def test_the_last_step_of_super_resolution_may_be_a_network_of_its_own(tiny, tmp_path):
