@@ -84,7 +84,7 @@ def write_family(folder: Path) -> Path:
         "clip": parts.clip.network,
         "prior": parts.prior.network,
         "decoder_t": parts.decoder.network,
-        "interp": recipe.interp_network(),
+        "interp": recipe.cascade.interp_network(),
         "sr_lt": parts.sr_l.network,
         "sr_h": parts.sr_h.network,
     }

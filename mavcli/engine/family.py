@@ -211,7 +211,7 @@ def _choices(
                 hint="--set cascade.decoder.network.temporal=p3d, and train `decoder_t`",
             )
         path = stage_path(recipe, piece)
-        widened = ("interp", recipe.interp_network(), path)
+        widened = ("interp", recipe.cascade.interp_network(), path)
         # ↑F that is told nothing is D^t: one file may serve as both.
         if piece == "interp":
             return [widened]

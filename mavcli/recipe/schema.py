@@ -116,12 +116,12 @@ class Cascade(Spec):
 
     @model_validator(mode="after")
     def _scales_embeddings_where_one_is_read(self) -> Cascade:
-        filled = self.interp.network or self.decoder.network
+        interp = self.interp_network()
         samplers = {
             "prior.sampler": (self.prior.sampler, None),
             "decoder.sampler": (self.decoder.sampler, self.decoder.network),
-            "interp.sampler": (self.interp.sampler, filled),
-            "interp.extend_sampler": (self.interp.extend_sampler, filled),
+            "interp.sampler": (self.interp.sampler, interp),
+            "interp.extend_sampler": (self.interp.extend_sampler, interp),
             "sr_l.sampler": (self.sr_l.sampler, None),
             "sr_h.sampler": (self.sr_h.sampler, None),
         }
@@ -132,6 +132,10 @@ class Cascade(Spec):
                     f"`cascade.{name}.embedding_scale` must be 1: that network is told no CLIP embedding to draw from"
                 )
         return self
+
+    def interp_network(self) -> UNetSpec:
+        """↑F's network: the recipe's, or the decoder's widened by 4 mask channels."""
+        return self.interp.network or self.decoder.network.model_copy(update={"mask_channels": 4})
 
 
 class Output(Spec):
@@ -327,12 +331,6 @@ class Recipe(Spec):
     def stage(self, name: str) -> StageTraining:
         """How `name` is trained; a stage that the recipe does not mention has `train.defaults`."""
         return self.train.stages.get(name, self.train.defaults)
-
-    def interp_network(self) -> UNetSpec:
-        """↑F's network: the recipe's, or the decoder's widened by 4 mask channels."""
-        return self.cascade.interp.network or self.cascade.decoder.network.model_copy(
-            update={"mask_channels": 4}
-        )
 
     def interp_schedule(self) -> ScheduleSpec:
         return self.cascade.interp.schedule or self.cascade.decoder.schedule

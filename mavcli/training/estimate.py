@@ -272,7 +272,7 @@ def estimate_generation(recipe: Recipe, *, devices: Devices) -> Generation:
         "clip": parts.clip.network,
         "prior": parts.prior.network,
         "decoder_t": parts.decoder.network,
-        "interp": recipe.interp_network(),
+        "interp": recipe.cascade.interp_network(),
     }
     for piece in ("sr_l", "sr_h"):
         part = getattr(parts, piece)
