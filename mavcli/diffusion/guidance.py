@@ -67,21 +67,20 @@ def emphatic(
 def guided(
     network: Callable[[Tensor, Tensor, C], Tensor],
     condition: C,
+    spec: SamplerSpec,
     *,
     schedule: Schedule,
-    scale: float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0),
-    clip_x0: float | None = None,
     channel_dim: int = 2,
 ) -> Denoise:
-    """A denoiser that calls `network(x, t, condition)`, guides the prediction and clamps x0 to +- `clip_x0`.
+    """A denoiser that calls `network(x, t, condition)`, guides the prediction and clamps x0 to +- `spec.clip_x0`.
 
-    Scale 1 is the conditional network and 0 the unconditional one, each alone; any other scale runs both in
-    one batch of twice the rows, the conditional half first. What is guided is the predicted value (epsilon,
-    x0 or v); a learned variance is the conditional half's, as in Karlo. Steps outside of `interval`, see `guides`, are the
-    conditional network's alone (arXiv 2404.07724). The network gets t on x's device; `channel_dim` as in `read_output`.
+    `spec.guidance_scale` 1 is the conditional network and 0 the unconditional one, each alone; any other scale runs both
+    in one batch of twice the rows, the conditional half first. What is guided is the predicted value (epsilon, x0 or v);
+    a learned variance is the conditional half's, as in Karlo. Steps outside of `spec.guidance_interval`, see `guides`, are
+    the conditional network's alone (arXiv 2404.07724). The network gets t on x's device; `channel_dim` as in `read_output`.
     ValueError where the rows of one call are not all in the interval or all outside of it.
     """
+    scale, interval = spec.guidance_scale, spec.guidance_interval
     nothing = condition.without_conditioning() if scale != 1.0 else condition
     doubled = type(condition).cat([condition, nothing]) if scale not in (0.0, 1.0) else None
 
@@ -99,7 +98,7 @@ def guided(
             # a reduced-precision output: the scale would amplify the rounding of the difference
             both = both.to(x_t.dtype)
             output = _combine(both, scale=scale, channels=x_t.shape[channel_dim], channel_dim=channel_dim)
-        return read_output(schedule, output, x_t=x_t, t=t, clip_x0=clip_x0, channel_dim=channel_dim)
+        return read_output(schedule, output, x_t=x_t, t=t, clip_x0=spec.clip_x0, channel_dim=channel_dim)
 
     return denoise
 

@@ -489,10 +489,8 @@ class Cascade:
             denoise = guided(
                 emphatic(call, sampler, timesteps=schedule.timesteps),
                 condition,
+                sampler,
                 schedule=table,
-                scale=sampler.guidance_scale,
-                interval=sampler.guidance_interval,
-                clip_x0=sampler.clip_x0,
                 channel_dim=channel_dim,
             )
             x0 = sample(sampler, denoise, x_T=noise(START), schedule=table, noise=noise, project=project)

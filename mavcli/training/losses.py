@@ -113,10 +113,8 @@ def _told_by_captions(task: Task, embedding: Tensor, captions: Sequence[str], dr
         denoise = guided(
             lambda x, t, told: task.prior(x, t, told).float(),  # type: ignore[misc]
             condition,
+            part.sampler,
             schedule=schedule,
-            scale=part.sampler.guidance_scale,
-            interval=part.sampler.guidance_interval,
-            clip_x0=part.sampler.clip_x0,
             channel_dim=1,
         )
         return sample(part.sampler, denoise, x_T=noise(START), schedule=schedule, noise=noise)

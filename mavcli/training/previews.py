@@ -90,10 +90,8 @@ def _sample(
     denoise = guided(
         emphatic(task.network, spec, timesteps=task.schedule.spec.timesteps),
         condition,
+        spec,
         schedule=task.schedule,
-        scale=spec.guidance_scale,
-        interval=spec.guidance_interval,
-        clip_x0=spec.clip_x0,
     )
 
     def noise(step: int) -> Tensor:

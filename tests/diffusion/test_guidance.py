@@ -18,6 +18,12 @@ from mavcli.specs import SamplerSpec, ScheduleSpec
 T = torch.tensor([300, 700])
 
 
+def _by(
+    scale: float, interval: tuple[float, float] = (0.0, 1.0), clip_x0: float | None = None
+) -> SamplerSpec:
+    return SamplerSpec(guidance_scale=scale, guidance_interval=interval, clip_x0=clip_x0)
+
+
 @dataclass(frozen=True)
 class Label:
     """The smallest condition: one number a row, 0 for none."""
@@ -68,7 +74,7 @@ def test_the_value_is_guided_and_the_variance_is_the_conditional_one(scale, pred
         wanted = torch.cat([wanted[:, :, :3], conditional[:, :, 3:]], dim=2)
     wanted = read_output(schedule, wanted, x_t=x_t, t=T)
     network.batches.clear()
-    read = guided(network, label, schedule=schedule, scale=scale)(x_t, T)
+    read = guided(network, label, _by(scale), schedule=schedule)(x_t, T)
     torch.testing.assert_close(read.x0, wanted.x0)
     torch.testing.assert_close(read.epsilon, wanted.epsilon)
     assert (read.variance_fraction is not None) == learned
@@ -81,7 +87,7 @@ def test_the_value_is_guided_and_the_variance_is_the_conditional_one(scale, pred
 def test_scales_one_and_zero_cost_one_forward_and_are_exact(scale, rows):
     schedule = Schedule.from_spec(ScheduleSpec())
     x_t, label, network = _x_t(), Label(torch.tensor([1.0, 2.0])), Network()
-    read = guided(network, label, schedule=schedule, scale=scale)(x_t, T)
+    read = guided(network, label, _by(scale), schedule=schedule)(x_t, T)
     assert network.batches == [rows]
     output = network(x_t, T, Label(torch.tensor(rows, dtype=torch.float32)))
     assert torch.equal(read.x0, read_output(schedule, output, x_t=x_t, t=T).x0)
@@ -90,8 +96,8 @@ def test_scales_one_and_zero_cost_one_forward_and_are_exact(scale, rows):
 def test_x0_is_clamped_after_the_guidance():
     schedule = Schedule.from_spec(ScheduleSpec(prediction="x0"))
     x_t, label, network = _x_t(), Label(torch.tensor([1.0, 2.0])), Network()
-    free = guided(network, label, schedule=schedule, scale=6.0)(x_t, T)
-    clamped = guided(network, label, schedule=schedule, scale=6.0, clip_x0=0.9)(x_t, T)
+    free = guided(network, label, _by(6.0), schedule=schedule)(x_t, T)
+    clamped = guided(network, label, _by(6.0, clip_x0=0.9), schedule=schedule)(x_t, T)
     assert free.x0.abs().max() > 1
     assert torch.equal(clamped.x0, free.x0.clamp(-0.9, 0.9))
 
@@ -102,7 +108,7 @@ def test_the_rounding_of_a_reduced_precision_network_is_not_made_worse_by_the_su
     reduced = Network(dtype=torch.bfloat16)
     conditional = reduced(x_t, T, label).float()
     unconditional = reduced(x_t, T, label.without_conditioning()).float()
-    read = guided(reduced, label, schedule=schedule, scale=8.0)(x_t, T)
+    read = guided(reduced, label, _by(8.0), schedule=schedule)(x_t, T)
     wanted = unconditional + 8 * (conditional - unconditional)
     assert read.epsilon.dtype == torch.float32
     torch.testing.assert_close(read.epsilon, wanted)
@@ -115,7 +121,7 @@ def test_an_embedding_is_guided_like_a_video():
     def network(x: Tensor, t: Tensor, condition: Label) -> Tensor:
         return x * condition.value[:, None]
 
-    read = guided(network, label, schedule=schedule, scale=3.0, channel_dim=1)(x_t, T)
+    read = guided(network, label, _by(3.0), schedule=schedule, channel_dim=1)(x_t, T)
     value = to_v(schedule, read.x0, epsilon=read.epsilon, t=T)
     torch.testing.assert_close(value, 3 * x_t * label.value[:, None])
 
@@ -125,16 +131,16 @@ def test_outside_of_its_interval_guidance_is_the_conditional_network_alone(t, in
     schedule = Schedule.from_spec(ScheduleSpec(prediction="epsilon", timesteps=1000))
     network, label = Network(), Label(torch.tensor([1.0, 2.0]))
     steps = torch.tensor([t, t])
-    read = guided(network, label, schedule=schedule, scale=4.0, interval=(0.15, 0.6))(_x_t(), steps)
+    read = guided(network, label, _by(4.0, (0.15, 0.6)), schedule=schedule)(_x_t(), steps)
     assert network.batches == [[1.0, 2.0, 0.0, 0.0] if inside else [1.0, 2.0]]
-    wanted = guided(network, label, schedule=schedule, scale=4.0 if inside else 1.0)(_x_t(), steps)
+    wanted = guided(network, label, _by(4.0 if inside else 1.0), schedule=schedule)(_x_t(), steps)
     torch.testing.assert_close(read.epsilon, wanted.epsilon, rtol=0, atol=0)
 
 
 def test_an_unconditional_sample_is_conditional_where_it_is_not_guided():
     schedule = Schedule.from_spec(ScheduleSpec(prediction="epsilon", timesteps=1000))
     network, label = Network(), Label(torch.tensor([1.0, 2.0]))
-    denoise = guided(network, label, schedule=schedule, scale=0.0, interval=(0.0, 0.5))
+    denoise = guided(network, label, _by(0.0, (0.0, 0.5)), schedule=schedule)
     for t in (500, 501):
         denoise(_x_t(), torch.tensor([t, t]))
     assert network.batches == [[0.0, 0.0], [1.0, 2.0]]
@@ -142,7 +148,7 @@ def test_an_unconditional_sample_is_conditional_where_it_is_not_guided():
 
 def test_one_call_cannot_be_guided_for_some_rows_only():
     schedule = Schedule.from_spec(ScheduleSpec(timesteps=1000))
-    denoise = guided(Network(), Label(torch.ones(2)), schedule=schedule, scale=2.0, interval=(0.0, 0.5))
+    denoise = guided(Network(), Label(torch.ones(2)), _by(2.0, (0.0, 0.5)), schedule=schedule)
     with pytest.raises(ValueError, match="both sides of the guidance interval"):
         denoise(_x_t(), T)
 
@@ -161,9 +167,7 @@ def test_the_rows_of_a_sample_are_those_that_the_network_sees(scale, interval, s
         guidance_interval=interval,
     )
     network = Network()
-    denoise = guided(
-        network, Label(torch.ones(1)), schedule=schedule, scale=scale, interval=spec.guidance_interval
-    )
+    denoise = guided(network, Label(torch.ones(1)), spec, schedule=schedule)
     sample(spec, denoise, x_T=_x_t((1, 2, 3, 2, 2)), schedule=schedule, noise=lambda step: torch.zeros(()))
     assert rows_per_sample(spec, schedule) == sum(len(rows) for rows in network.batches)
 
@@ -199,6 +203,6 @@ def test_being_told_louder_costs_no_row_and_leaves_guidance_its_null_half():
     spec = SamplerSpec(guidance_scale=2.0, embedding_scale=3.0)
     network = Network()
     told = emphatic(network, spec, timesteps=1000)
-    guided(told, Label(torch.ones(2)), schedule=schedule, scale=2.0)(_x_t(), T)
+    guided(told, Label(torch.ones(2)), spec, schedule=schedule)(_x_t(), T)
     assert network.batches == [[3.0, 3.0, 0.0, 0.0]]
     assert rows_per_sample(spec, schedule) == 2 * spec.calls

@@ -156,10 +156,7 @@ def our_loop(
 ) -> Tensor:
     schedule, generator = Schedule.from_spec(plan.schedule), torch.Generator().manual_seed(seed)
     sampler = plan.sampler.model_copy(update={"steps": steps})
-    denoise = guided(
-        network, condition, schedule=schedule, scale=sampler.guidance_scale, clip_x0=sampler.clip_x0,
-        channel_dim=channel_dim,
-    )  # fmt: skip
+    denoise = guided(network, condition, sampler, schedule=schedule, channel_dim=channel_dim)
     like = x if channel_dim == 1 else x[:, 0]
 
     def noise(step: int) -> Tensor:

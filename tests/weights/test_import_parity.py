@@ -191,13 +191,14 @@ def test_karlos_prior_is_imported_with_its_statistics(
     )
     noise = inputs["guided5_noise"][:, :1]
     schedule = Schedule.from_spec(done.header.schedule)
-    sampler = done.plan.sampler.model_copy(update={"steps": 5})
+    sampler = done.plan.sampler.model_copy(
+        update={"steps": 5, "guidance_scale": inputs["guided5_scale"].item()}
+    )
     denoise = guided(
         prior,
         PriorCondition(text.text_embedding, text.text_states, text.text_mask, null=none),
+        sampler,
         schedule=schedule,
-        scale=inputs["guided5_scale"].item(),
-        clip_x0=sampler.clip_x0,
         channel_dim=1,
     )
     with torch.no_grad():
@@ -247,14 +248,10 @@ def test_karlos_guided_decoder_samples_the_original_picture(references: Backbone
         return decoder(x, t, rows.given)
 
     schedule = Schedule.from_spec(done.header.schedule)
-    sampler = done.plan.sampler.model_copy(update={"steps": 5})
-    denoise = guided(
-        network,
-        Rows(row(0, True), row(1, False)),
-        schedule=schedule,
-        scale=inputs["guided5_scale"].item(),
-        clip_x0=sampler.clip_x0,
+    sampler = done.plan.sampler.model_copy(
+        update={"steps": 5, "guidance_scale": inputs["guided5_scale"].item()}
     )
+    denoise = guided(network, Rows(row(0, True), row(1, False)), sampler, schedule=schedule)
     with torch.no_grad():
         x0 = sample(sampler, denoise, x_T=noise[0], schedule=schedule, noise=lambda step: noise[step + 1])
     for step, (ours, theirs) in enumerate(zip([*seen[1:], x0[:, 0]], wanted["guided5_samples"], strict=True)):
@@ -275,7 +272,7 @@ def test_karlos_seven_steps_enlarge_as_the_original_did(references: Backbones, t
 
     schedule, sampler = Schedule.from_spec(done["sr_l"].header.schedule), done["sr_l"].plan.sampler
     condition = Condition(low_res=inputs["low_res"][:1, None])
-    denoise = guided(network, condition, schedule=schedule, clip_x0=sampler.clip_x0)
+    denoise = guided(network, condition, sampler, schedule=schedule)
     with torch.no_grad():
         x0 = sample(sampler, denoise, x_T=noise[0], schedule=schedule, noise=lambda step: noise[step + 1])
     for step, (ours, theirs) in enumerate(zip([*seen[1:], x0[:, 0]], wanted["sample7"], strict=True)):
