@@ -55,6 +55,13 @@ class PriorSpec(Spec):
     layers: int = Field(24, ge=1)
     num_heads: int = Field(32, ge=1)
     final_norm: bool = True
+    clip_scale: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="embeddings times this are diffused (unCLIP, appendix C: 17.2); null for their mean and deviation per "
+        "dimension, which the stage measures (Karlo)",
+    )
     null_text: Literal["masked", "empty"] = Field(
         "masked",
         description="what guidance takes for no text: every token masked, or the empty prompt (Karlo)",
@@ -206,7 +213,9 @@ class SamplerSpec(Spec):
     )
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's: 0 is deterministic, 1 is DDPM-like")
     spacing: Literal["linspace", "trailing", "leading"] = Field(
-        "linspace", description="how the steps are picked out of T"
+        "linspace",
+        description="how the steps are picked out of T: both ends held (guided-diffusion's `N`), from T - 1 on down "
+        "(diffusers' `trailing`), or from 0 on up by T // steps (diffusers' `leading`)",
     )
     shift: float = Field(
         1.0,

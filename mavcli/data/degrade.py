@@ -1,4 +1,4 @@
-"""How super-resolution sees its input in training (unCLIP, arXiv 2204.06125, section 2.3; CDM, arXiv 2106.15282).
+"""How super-resolution sees its input in training (unCLIP, arXiv 2204.06125, section 2.1; CDM, arXiv 2106.15282).
 
 The low-res picture is blurred and noised, so that the network forgives the artefacts of the network before it; the
 amount of noise is told to the network.

@@ -153,9 +153,10 @@ class Schedule:
         """The increasing list of `steps` trained timesteps that a sampler visits; one step is always the
         noisiest. With `shift` above 1 they lie nearer to the noisiest, below 1 to the cleanest, see `shifted`.
 
-        `linspace` holds both ends (unCLIP, Karlo, guided-diffusion's "N"), `trailing` ends at T - 1,
-        `leading` starts at 0 (guided-diffusion's "ddimN"), as diffusers names them. Raises UsageError for
-        more steps than were trained.
+        `linspace` holds both ends (guided-diffusion's "N", Karlo). `trailing` and `leading` are diffusers' names and
+        diffusers' steps (with `steps_offset` 0): the first ends at T - 1, the second starts at 0 with a stride of
+        T // steps. guided-diffusion's "ddimN" is `leading` where N divides T; elsewhere it takes the smallest
+        stride that gives exactly N steps, which is another list. Raises UsageError for more steps than were trained.
         """
         picked = self._evenly(steps, spacing)
         if shift == 1:

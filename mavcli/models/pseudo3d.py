@@ -18,7 +18,7 @@ from mavcli.models.normalisation import GroupNorm
 
 
 class PseudoConv3d(nn.Conv2d):
-    """Conv2d over space followed by a Conv1d over time (section 3.2.1, equation 3).
+    """Conv2d over space followed by a Conv1d over time (section 3.2.1, equation 2).
 
     The 2-D weights keep the names of `nn.Conv2d`; what inflation adds is `temporal.weight` and `temporal.bias`.
     """
@@ -69,7 +69,7 @@ def temporal_conv(x: Tensor, conv: nn.Conv1d, frames: int) -> Tensor:
 
 
 class TemporalAttention(nn.Module):
-    """Attention over the frames of each pixel (section 3.2.2, equation 4); the output projection starts at zero.
+    """Attention over the frames of each pixel (section 3.2.2, equation 3); the output projection starts at zero.
 
     Positions are relative (rotary, or a learned bias by distance), so a clip may be longer than those of training.
     """

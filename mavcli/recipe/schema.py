@@ -194,7 +194,8 @@ class Masks(Spec):
 
 
 class Degradation(Spec):
-    """How training corrupts the low-res picture of an SR network (unCLIP, section 2.3)."""
+    """How training corrupts the low-res picture of an SR network: blur (unCLIP, section 2.1; its kernel in appendix C) and,
+    which neither paper says of its own, noise whose amount the network is told (CDM, arXiv 2106.15282)."""
 
     blur_kernel: int = Field(3, ge=1)
     blur_sigma: float = Field(0.6, gt=0)
@@ -222,6 +223,14 @@ class StageTraining(Spec):
     )
     muon_lr: float = Field(0.02, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
+    adam_eps: float = Field(1e-8, gt=0, le=1, description="Adam's epsilon")
+    sam_rho: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="sharpness-aware minimisation (arXiv 2010.01412): the gradient is taken at the worst weights within this "
+        "distance, found by each process of its own share; 0 is off, anything else doubles a step's work",
+    )
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)
     decay: float = Field(

@@ -206,7 +206,9 @@ def estimate_stage(
         otherwise = other.activations(at_once, gradients_before=before)
     source, probed = "counted without running", 0
     limit = devices.memory * USABLE
-    seconds = cost.flops_per_sample * config.batch_size / processes / devices.rate
+    passes = 2 if config.sam_rho else 1  # SAM takes each gradient twice
+    flops = passes * cost.flops_per_sample * config.batch_size
+    seconds = flops / processes / devices.rate
     where = "measured here" if devices.here else "assumed of each GPU"
     how = f"from its FLOPs at {devices.rate / 1e12:.3g} TFLOP/s {where}, if data keep up"
 
@@ -217,7 +219,7 @@ def estimate_stage(
     if some and devices.backend is not None and needed < (limit or math.inf):
         probed = some
         steps = probe_step(stage, recipe, config, backend=devices.backend, samples=some)
-        seconds = steps.seconds_per_sample * config.batch_size / processes + steps.seconds_per_update
+        seconds = passes * steps.seconds_per_sample * config.batch_size / processes + steps.seconds_per_update
         how = "two steps here, without reading data"
         if devices.kind == "cpu":
             seen = steps.cost.activations(at_once, gradients_before=before)
@@ -241,7 +243,7 @@ def estimate_stage(
         at_once=at_once,
         flops_forward=cost.forward / cost.samples,
         flops_backward=cost.backward / cost.samples,
-        flops_per_step=cost.flops_per_sample * config.batch_size,
+        flops_per_step=flops,
         memory=memory,
         recompute=config.recompute,
         otherwise=otherwise,
@@ -353,7 +355,8 @@ def _memory(
     return Memory(
         weights=FLOAT * cost.parameters // shards,
         gradients=FLOAT * cost.trained // shards,
-        optimizer=cost.moments // shards,
+        # SAM keeps the weights that it climbs from
+        optimizer=(cost.moments + (FLOAT * cost.trained if config.sam_rho else 0)) // shards,
         average=FLOAT * cost.parameters // shards,
         frozen=FLOAT * cost.frozen,
         exchange=2 * FLOAT * cost.block if shards > 1 else 0,

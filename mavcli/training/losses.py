@@ -129,7 +129,7 @@ def _told_by_captions(task: Task, embedding: Tensor, captions: Sequence[str], dr
 
 
 def super_resolution_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
-    """SR_l, SR_l^t and SR_h: the picture given its blurred, noised, enlarged small version (section 3.2; unCLIP, 2.3)."""
+    """SR_l, SR_l^t and SR_h: the picture given its blurred, noised, enlarged small version (section 3.2; unCLIP, 2.1)."""
     schedule = _schedule(task)
     x0 = pictures(task, batch)
     low_res, level = degraded(task, x0, draws)

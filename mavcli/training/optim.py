@@ -104,7 +104,13 @@ def build_optimizers(
     if adam:
         groups = [{"params": p, "lr": config.lr * f, "base_lr": config.lr * f} for f, p in adam.items()]
         optimizers.append(
-            torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+            torch.optim.AdamW(
+                groups,
+                betas=config.betas,
+                eps=config.adam_eps,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
         )
     if muon:
         groups = [

@@ -23,10 +23,16 @@ _SAMPLED_EMBEDDINGS = 512
 
 
 def _normalise_embeddings(task: Task, batch_of: Callable[[int], Batch]) -> None:
-    """Set the prior's mean and deviation per dimension from the image embeddings of some hundred samples, as Karlo saves them.
+    """Set the prior's mean and deviation per dimension from the image embeddings of some hundred samples, as Karlo saves them;
+    with `clip_scale`, zero and its inverse (unCLIP, appendix C).
 
     A dimension in which a small folder's pictures hardly differ gets a tenth of the usual deviation, not its own.
     """
+    scale = task.network.spec.clip_scale  # type: ignore[union-attr]
+    if scale is not None:
+        task.network.clip_mean.zero_()  # type: ignore[operator]
+        task.network.clip_std.fill_(1 / scale)  # type: ignore[operator]
+        return
     batches = -(-_SAMPLED_EMBEDDINGS // task.config.batch_size)
     embeddings = torch.cat([losses.first_frames(task, batch_of(i)) for i in range(batches)])
     deviation = embeddings.std(0)
@@ -74,7 +80,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="sr_l",
             title="SR_l on pictures",
-            source="unCLIP 2.3",
+            source="unCLIP 2.1",
             data="image",
             network=lambda r: image_network(r.cascade.sr_l.network),
             size=lambda r: r.cascade.sr_l.size,

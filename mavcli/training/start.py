@@ -154,6 +154,11 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
         )
     if config.cuda_graphs:
         _check_graphs(stage, recipe, processes)
+    if config.sam_rho and config.sharding == "fsdp" and processes > 1:
+        raise RecipeError(
+            f"`{key}.sam_rho` wants each process's own gradient, which `sharding: fsdp` never holds whole",
+            hint=f"--set {key}.sharding=ddp",
+        )
     if stage.told_by_captions(recipe) and not recipe.train.data.world:
         raise RecipeError(
             f"`{key}.told_by` is `caption`, and captions of clips are known of the rendered world only",
@@ -182,6 +187,7 @@ def _check_graphs(stage: Stage, recipe: Recipe, processes: int) -> None:
         f"`{key}.micro_batch`": config.micro_batch is not None and config.micro_batch < config.batch_size,
         f"`{key}.compile`": config.compile,
         f"`{key}.recompute`": config.recompute,
+        f"`{key}.sam_rho`": config.sam_rho > 0,
     }
     for what, asked in against.items():
         if asked:

@@ -75,7 +75,11 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-        losses = self._backward(step, batch)
+        losses = self._backward(step, batch, exchange=not self.config.sam_rho)
+        if self.config.sam_rho:
+            foot = self._climb()
+            self._backward(step, batch)
+            torch._foreach_copy_([p.data for p in foot], list(foot.values()))
         norm = nn.utils.clip_grad_norm_(self.trained, self.config.clip_grad)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         rows = len(losses) * self.group.world
@@ -94,8 +98,9 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return result
 
-    def _backward(self, step: int, batch: Batch) -> Tensor:
-        """Gradients of the mean loss of all rows of all processes; the losses (b,) of this process's rows."""
+    def _backward(self, step: int, batch: Batch, *, exchange: bool = True) -> Tensor:
+        """Gradients of the mean loss of all rows of all processes, or without `exchange` of this one's; the losses (b,) of
+        this process's rows."""
         whole = len(batch.pixels)
         rows = whole if self.config.micro_batch is None else self._micro_rows(whole)
         losses = []
@@ -103,7 +108,7 @@ class Trainer:
             part = batch.rows(start, min(start + rows, whole))
             draws = self.draws(step, part)
             with (
-                self.layout.gradients(exchange=start + rows >= whole),
+                self.layout.gradients(exchange=exchange and start + rows >= whole),
                 dropping(self.dropouts, draws.seeds),
             ):
                 with self.backend.autocast():
@@ -111,6 +116,23 @@ class Trainer:
                 (loss.sum() / whole).backward()  # processes are averaged over by DDP and FSDP
             losses.append(loss.detach())
         return torch.cat(losses)
+
+    def _climb(self) -> dict[nn.Parameter, Tensor]:
+        """Go from the weights w to w + rho g / |g|, g the gradient of this process's rows, which is forgotten (SAM, arXiv
+        2010.01412, equation 2; each replica for itself, as in unCLIP's appendix C). Returns w, to come back to its very bits.
+
+        Stays at w where g is zero or not finite: the loss there tells.
+        """
+        climbing = {p: p.grad for p in self.trained if p.grad is not None}
+        norm = float(nn.utils.get_total_norm(list(climbing.values()))) if climbing else 0.0
+        foot = {p: p.detach().clone() for p in climbing}
+        if math.isfinite(norm) and norm > 0:
+            torch._foreach_add_(
+                [p.data for p in climbing], list(climbing.values()), alpha=self.config.sam_rho / norm
+            )
+        for p in climbing:
+            p.grad = None
+        return foot
 
     def _micro_rows(self, whole: int) -> int:
         """Rows at once: a step of stills has several rows for each sample of the recipe."""
@@ -207,12 +229,16 @@ class Trainer:
         self.smooth = float(checkpoint.manifest["loss"])
 
     def exported(self) -> dict[str, Tensor]:
-        """The averaged weights in bfloat16, whole, on the CPU; every process must ask, the first one gets them."""
-        weights = {}
+        """The averaged weights in bfloat16, whole, on the CPU; every process must ask, the first one gets them.
+
+        Buffers (the statistics of P's embeddings, of batch norms) stay in float32: they are few, and no weights.
+        """
+        weights, exact = {}, {name for name, _ in self.network.named_buffers()}
         for name, value in self.average.items():
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             if self.group.first:
-                weights[name] = (whole.bfloat16() if whole.is_floating_point() else whole).cpu()
+                rounded = whole.is_floating_point() and name not in exact
+                weights[name] = (whole.bfloat16() if rounded else whole).cpu()
         return weights
 
 

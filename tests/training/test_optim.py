@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from mavcli.recipe.schema import StageTraining
 from mavcli.specs import UNetSpec
 from mavcli.training.distributed import Group
 from mavcli.training.optim import Muon, build_optimizers, is_hidden_matrix, learning_rate, orthogonalise
+from mavcli.training.stage import Batch
 from mavcli.training.trainer import Trainer
 
 SPEC = UNetSpec(
@@ -125,3 +127,54 @@ def test_the_stem_of_a_widened_network_learns_at_the_full_rate_and_even_where_on
         assert [g["base_lr"] for g in adam.param_groups if any(p is stem for p in g["params"])] == [rate]
     build_optimizers(network, StageTraining(train="temporal"), inherited=True, widened=True)
     assert stem.requires_grad and not network.other.weight.requires_grad
+
+
+def test_adam_is_given_the_recipes_epsilon():
+    optimizers, _ = build_optimizers(UNet(SPEC), StageTraining(adam_eps=1e-6), inherited=False)
+    assert [group["eps"] for o in optimizers for group in o.param_groups] == [1e-6]
+
+
+def _least_squares(rho: float, rate: float) -> tuple[nn.Linear, Trainer, torch.Tensor]:
+    """A linear map, a trainer of it by plain gradient steps whose loss is half its squared output, and the rows it sees."""
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    network = nn.Linear(4, 1, bias=False)
+    nn.init.constant_(network.weight, 0.5)
+    config = StageTraining(sam_rho=rho, clip_grad=1e9, warmup=0, batch_size=6, micro_batch=2)
+    task = SimpleNamespace(
+        network=network, config=config, group=Group(), recipe=SimpleNamespace(train=SimpleNamespace(seed=0))
+    )
+    stage = SimpleNamespace(
+        name="clip", loss=lambda task, batch, draws: task.network(batch.pixels).square().sum(-1) / 2
+    )
+    backend = SimpleNamespace(autocast=nullcontext)
+    trainer = Trainer(task, stage, backend)  # type: ignore[arg-type]
+    group = {"params": list(network.parameters()), "lr": rate, "base_lr": rate}
+    trainer.optimizers = [torch.optim.SGD([group])]
+    return network, trainer, rows
+
+
+def test_sam_steps_along_the_gradient_at_the_top_of_a_climb_of_length_rho():
+    """SAM, arXiv 2010.01412, equations 2 and 3, over micro-batches."""
+    network, trainer, rows = _least_squares(rho=0.3, rate=0.1)
+    w = network.weight.detach().clone()
+    gradient = lambda w: (rows @ w.T * rows).mean(0, keepdim=True)  # noqa: E731
+    top = w + 0.3 * gradient(w) / gradient(w).norm()
+    result = trainer.step(0, Batch(rows))
+    torch.testing.assert_close(network.weight.detach(), w - 0.1 * gradient(top))
+    assert result.loss == pytest.approx(float((rows @ w.T).square().mean() / 2)), "the loss is that at w"
+    assert result.norm == pytest.approx(float(gradient(top).norm()))
+
+
+def test_sam_comes_back_to_the_very_bits_it_climbed_from():
+    network, trainer, rows = _least_squares(rho=0.7, rate=0.0)
+    before = network.weight.detach().clone()
+    trainer.step(0, Batch(rows))
+    assert torch.equal(network.weight, before)
+
+
+def test_a_step_of_sam_whose_loss_is_no_number_changes_nothing():
+    network, trainer, rows = _least_squares(rho=0.3, rate=0.1)
+    before = network.weight.detach().clone()
+    rows[4] = float("nan")
+    result = trainer.step(0, Batch(rows))
+    assert not result.finite and result.bad_rows == (4,) and torch.equal(network.weight, before)

@@ -135,3 +135,14 @@ def test_dropout_belongs_to_the_sample_and_keeps_the_mean():
     assert torch.equal(first, again) and not torch.equal(first, second)
     assert abs(float((first == 0).float().mean()) - 0.25) < 0.02 and abs(float(first.mean()) - 1) < 0.02
     assert torch.equal(layers[0](x), x), "outside a training step nothing is dropped"
+
+
+def test_a_prior_with_a_scale_diffuses_embeddings_times_it_and_measures_none(family, train, tmp_path):
+    """unCLIP, appendix C: 17.2."""
+    train("prior", tmp_path, *weights(family, "clip"), *STILL, "cascade.prior.network.clip_scale=17.2")
+    tensors = load_weights(tmp_path / "weights" / "prior.safetensors")
+    assert not tensors["clip_mean"].any()
+    exact = torch.full_like(tensors["clip_std"], 1 / 17.2)
+    assert tensors["clip_std"].dtype == torch.float32 and torch.equal(tensors["clip_std"], exact)
+    measured = load_weights(family / "weights" / "prior.safetensors")
+    assert measured["clip_mean"].any() and measured["clip_std"].float().std() > 0
