@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mavcli"
 FLOORS = {
     "errors": 0,
     "report": 0,
+    "files": 0,
     "specs": 1,
     "models": 2,
     "diffusion": 2,
