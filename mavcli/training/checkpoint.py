@@ -1,47 +1,46 @@
 """Checkpoints that a kill cannot damage: written aside, hashed, synced, renamed, verified; only then are old ones pruned.
 
 A checkpoint is a folder `step-NNNNNNN` with the state (network, moving average, optimiser) and `manifest.json` (step, recipe,
-size and SHA-256 of every file). The state is `state.safetensors`, or where FSDP cut it, `shards/` of
-`torch.distributed.checkpoint`, which is read back on any number of processes. A folder that does not match its manifest
-does not count, and is said aloud. `shards/` holds a pickle: a run's folder is for its own machine, weights are for others.
+size and SHA-256 of every file). The state is `state.safetensors`, or where FSDP cut it `shards/NNNNN.safetensors`, a file of each
+process, which is read back on any number of processes. A folder that does not match its manifest does not count, and is said
+aloud. People share such folders, so nothing in one is a pickle: torch.distributed.checkpoint would write one and run it.
 
 There is no random state to keep: every draw is a function of (seed, stage, step, row), see `draws.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mavcli.errors import DiskError, DivergedError, MavError, WeightsError
 from mavcli.training.distributed import Group, local
 from mavcli.weights.provenance import file_sha256
 
 KEEP = 2
-SCHEMA = 2
+SCHEMA = 3
+"""Of the manifest. 2 differs in its shards only, which were a pickle. `manifest_sha256` must mean the same in every later one."""
+_READABLE = (2, SCHEMA)
 _NAME = re.compile(r"step-(\d{7,})")
 _STAGING = re.compile(r"\.tmp-\d+-(\d+)-[0-9a-f]+")
 _TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]+)?\.tmp(?:\.\w+)?")  # of weights, metrics and pictures
-_STATE, _SHARDS = "state.safetensors", "shards"
+_STATE, _SHARDS, _PICKLE = "state.safetensors", "shards", "shards/.metadata"
+_SHARES = "shares"  # key in the metadata of a shard
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,8 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> whole shape of every tensor."""
         if self._sharded:
-            entries = dcp.FileSystemReader(self.path / _SHARDS).read_metadata().state_dict_metadata
-            return {n: tuple(e.size) for n, e in entries.items() if isinstance(e, TensorStorageMetadata)}
-        with safe_open(self.path / _STATE, framework="pt") as file:
+            return {name: share.shape for file in self._shards() for name, share in _shares_in(file).items()}
+        with _opened(self.path / _STATE) as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
     def read_into(self, targets: dict[str, Tensor]) -> None:
@@ -78,13 +76,9 @@ class Checkpoint:
                 f"{self.path} is of another network: {len(odd)} tensors differ, the first is `{odd[0]}`"
             )
         if self._sharded:
-            alone = not torch.distributed.is_initialized()
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that this process is alone
-                dcp.load(
-                    dict(targets), storage_reader=dcp.FileSystemReader(self.path / _SHARDS), no_dist=alone
-                )
+            self._read_shards(targets)
             return
-        with safe_open(self.path / _STATE, framework="pt") as file, torch.no_grad():
+        with _opened(self.path / _STATE) as file, torch.no_grad():
             for name, target in targets.items():
                 value = file.get_tensor(name).to(target.device)
                 if isinstance(target, DTensor):
@@ -97,19 +91,91 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """The whole state in memory."""
         if not self._sharded:
-            return load_file(self.path / _STATE)
-        entries = dcp.FileSystemReader(self.path / _SHARDS).read_metadata().state_dict_metadata
-        targets = {
-            name: torch.zeros(entry.size, dtype=entry.properties.dtype)
-            for name, entry in entries.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
+            with _opened(self.path / _STATE) as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        targets: dict[str, Tensor] = {}
+        for path in self._shards():
+            with _opened(path) as file:
+                for name, share in _shares_in(path).items():
+                    if name not in targets:
+                        dtype = file.get_tensor(name).dtype
+                        targets[name] = torch.zeros(share.shape, dtype=dtype)
         self.read_into(targets)
         return targets
+
+    def _read_shards(self, targets: dict[str, Tensor]) -> None:
+        """Copy the rows that this process holds of each tensor, whichever files they are in."""
+        filled = dict.fromkeys(targets, 0)
+        for path in self._shards():
+            shares = _shares_in(path)
+            with _opened(path) as file, torch.no_grad():
+                for name, share in shares.items():
+                    target, start = local(targets[name]), _first_row(targets[name])
+                    if not share.shape:
+                        target.copy_(file.get_tensor(name))
+                        continue
+                    low = max(start, share.first)
+                    high = min(start + len(target), share.first + share.rows)
+                    if low < high:
+                        rows = file.get_slice(name)[low - share.first : high - share.first]
+                        target[low - start : high - start].copy_(rows)
+                        filled[name] += high - low
+        short = [n for n, t in targets.items() if t.ndim and filled[n] != len(local(t))]
+        if short:
+            raise WeightsError(f"the shards in {self.path} lack rows of `{short[0]}`")
+
+    def _shards(self) -> list[Path]:
+        return [self.path / name for name in sorted(self.manifest["files"]) if name.startswith(_SHARDS)]
 
     @property
     def _sharded(self) -> bool:
         return _STATE not in self.manifest["files"]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; WeightsError where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is no safetensors file: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Rows [first, first + rows) of a tensor of `shape`, which one process held."""
+
+    shape: tuple[int, ...]
+    first: int
+    rows: int
+
+
+def _shares_in(path: Path) -> dict[str, _Share]:
+    """What a shard holds, by its own words; WeightsError where these make no sense."""
+    shares = {}
+    try:
+        with _opened(path) as file:
+            told = json.loads((file.metadata() or {})[_SHARES])
+            for name in file.keys():  # noqa: SIM118
+                own = tuple(file.get_slice(name).get_shape())
+                shape, first = tuple(map(int, told[name]["shape"])), int(told[name]["first"])
+                if own[1:] != shape[1:] or len(own) != len(shape) or not 0 <= first <= first + sum(own[:1]):
+                    raise ValueError(f"`{name}` is no share of its tensor")
+                shares[name] = _Share(shape, first, sum(own[:1]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is no shard of a checkpoint: {error}") from error
+    return shares
+
+
+def _first_row(tensor: Tensor) -> int:
+    """Number of the first row of this process's share; FSDP cuts the first dimension into equal parts, the last one short."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    mesh, (placement,) = tensor.device_mesh, tensor.placements
+    if not (isinstance(placement, Shard) and placement.dim == 0):
+        raise TypeError(f"a tensor that is cut as {placement}, wanted Shard(0)")
+    return min(mesh.get_local_rank() * -(-len(tensor) // mesh.size()), len(tensor))
 
 
 def save_checkpoint(
@@ -132,7 +198,7 @@ def save_checkpoint(
         else:
             group.agree()
         if sharded:
-            _together(group, folder, lambda: _write_shards(staging / _SHARDS, tensors))
+            _together(group, folder, lambda: _write_shard(staging / _SHARDS, tensors, group))
         whole = {} if sharded else tensors
         if group.first:
             _together(group, folder, lambda: _commit(folder, staging, final, whole, manifest, group.world))
@@ -147,7 +213,7 @@ def save_checkpoint(
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that matches its manifest, and a line for each one that had to be skipped.
 
-    Raises WeightsError for one that another version of mav wrote.
+    Raises WeightsError for one that another version of mav wrote, DiskError for one that this user may not read.
     """
     skipped: list[str] = []
     for path in reversed(_folders(folder)):
@@ -159,19 +225,25 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a checkpoint folder if every file is as it says, else None. Reads everything."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        schema = manifest.get("schema", 1)
-        if schema != SCHEMA:
+    """The manifest of a checkpoint folder if every file is as it says, else None. Reads everything. Raises as `newest_checkpoint`."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or manifest.pop("manifest_sha256", None) != _digest(manifest):
+            return None
+        if (schema := manifest.get("schema")) not in _READABLE:
             raise WeightsError(
                 f"{path} was written by another version of mav: its schema is {schema}, this one reads {SCHEMA}",
                 hint="go on with that version, or start a new run from the weights: "
                 "`--set train.stages.STAGE.start=FILE --set train.out=...`",
             )
-        digest = manifest.pop("manifest_sha256")
-        if digest != _digest(manifest) or path.name != f"step-{manifest['step']:07d}":
+        if path.name != f"step-{manifest['step']:07d}":
             return None
+        if _PICKLE in manifest["files"]:
+            raise WeightsError(
+                f"{path} has its shards listed by a pickle, as an older mav wrote it, and a pickle may hold code",
+                hint="with that mav go on for a step with `sharding=ddp`, or start a new run from the weights: "
+                "`--set train.stages.STAGE.start=FILE --set train.out=...`",
+            )
         found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
         del found["manifest.json"]
         if found.keys() == manifest["files"].keys() and all(
@@ -179,6 +251,13 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             for name, file in found.items()
         ):
             return manifest
+    except PermissionError as error:
+        raise DiskError(
+            f"{error.filename or path} may not be read by this user",
+            hint=f"ask its owner to permit it: chmod -R u+rwX,g+rwX {path.parent}",
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
     return None
 
 
@@ -203,10 +282,8 @@ def _together(group: Group, folder: Path, action: Callable[[], None]) -> None:
         action()
     except MavError as error:
         failure = error
-    except (OSError, SafetensorError, CheckpointException) as error:  # two libraries with errors of their own
-        causes = list(error.failures.values()) if isinstance(error, CheckpointException) else []
-        cause: BaseException = next((c[0] for c in causes if isinstance(c[0], OSError)), error)
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+    except (OSError, SafetensorError) as error:  # the library's own name for a write that failed
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         failure = DiskError(
             f"cannot write a checkpoint to {folder}: {reason}; older ones were kept",
             hint="free some space or permit writing there, then run the same command again",
@@ -239,8 +316,21 @@ def _make_room(folder: Path, staging: Path, tensors: Mapping[str, Tensor]) -> No
     staging.mkdir()
 
 
-def _write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path, overwrite=False))
+def _write_shard(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> None:
+    """This process's shares of what FSDP cut; the first one adds what is whole in each."""
+    mine = {n: t for n, t in tensors.items() if isinstance(t, DTensor) or group.first}
+    shares = {n: {"shape": list(t.shape), "first": _first_row(t)} for n, t in mine.items()}
+    folder.mkdir(exist_ok=True)
+    values = {name: local(tensor) for name, tensor in mine.items()}
+    _write_tensors(folder / f"{group.rank:05d}.safetensors", values, {_SHARES: json.dumps(shares)})
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    path.touch()  # with the mode that the umask leaves; safetensors 0.8 puts a file of mode 0600 in its place
+    mode = path.stat().st_mode
+    save_file(whole, path, metadata)
+    path.chmod(mode)
 
 
 def _commit(
@@ -252,7 +342,7 @@ def _commit(
     world: int,
 ) -> None:
     if tensors:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, staging / _STATE)
+        _write_tensors(staging / _STATE, tensors, {})
     files = sorted(file for file in staging.rglob("*") if file.is_file())
     described = {file.relative_to(staging).as_posix(): _described(file) for file in files}
     body = {**manifest, "schema": SCHEMA, "world_size": world, "files": described}
