@@ -7,14 +7,17 @@ convolution's kernel is one too, flattened to (out, in * k * k).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mavcli.models.unet import is_temporal
+from mavcli.models.unet import UNet, is_temporal
 from mavcli.recipe.schema import StageTraining
+from mavcli.training.distributed import local
+from mavcli.weights.locate import STEM, mask_columns
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz, tuned for slope at zero
 
@@ -88,7 +91,8 @@ def build_optimizers(
     """The optimisers of a stage, and how many parameters they train.
 
     With `config.train` = "temporal" only what inflation added is trained; `inherited` layers learn at `spatial_lr` times
-    the rate. The stem of a `widened` network is new too: its columns for the mask start at zero. Every group keeps its
+    the rate. The stem of a `widened` network is new too, as its columns for the mask start at zero; for the others of its
+    columns see `InheritedColumns`. Every group keeps its
     full rate as `base_lr` for the schedule.
     """
     choose_trained(network, config, widened=widened)
@@ -127,9 +131,35 @@ def choose_trained(network: nn.Module, config: StageTraining, *, widened: bool) 
         parameter.requires_grad_(config.train == "all" or is_new(name, widened=widened))
 
 
+class InheritedColumns:
+    """The columns of a widened stem that it has from its parent, held still where `train` is "temporal".
+
+    A parameter trains whole or not at all, and the stem's new columns must: so the others lose their gradient before it
+    counts, and are put back after the step, which decays weights too.
+    """
+
+    def __init__(self, network: UNet) -> None:
+        self.stem = network.get_parameter(STEM)
+        new = set(mask_columns(network.spec))
+        self.columns = [i for i in range(self.stem.shape[1]) if i not in new]
+
+    @torch.no_grad()
+    def forget_gradient(self) -> None:
+        if self.stem.grad is not None:
+            local(self.stem.grad)[:, self.columns] = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A step that leaves them as they are, to the bit."""
+        own = local(self.stem).detach()
+        before = own[:, self.columns].clone()
+        yield
+        own[:, self.columns] = before
+
+
 def is_new(name: str, *, widened: bool) -> bool:
     """Whether a parameter is one that inflation or widening added to an image network."""
-    return is_temporal(name) or (widened and name == "input_blocks.0.0.weight")
+    return is_temporal(name) or (widened and name == STEM)
 
 
 def learning_rate(step: int, config: StageTraining) -> float:

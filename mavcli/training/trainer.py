@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mavcli.engine.backend import Backend
+from mavcli.models.unet import UNet
 from mavcli.training.batches import Batches
 from mavcli.training.checkpoint import Checkpoint
 from mavcli.training.distributed import Group, local
 from mavcli.training.draws import Draws
 from mavcli.training.dropout import dropping, own_dropout
-from mavcli.training.optim import build_optimizers, choose_trained, learning_rate
+from mavcli.training.optim import InheritedColumns, build_optimizers, choose_trained, learning_rate
 from mavcli.training.parallel import Layout
 from mavcli.training.stage import Batch, Stage, Task
 
@@ -61,6 +62,9 @@ class Trainer:
         self.optimizers, self.count = build_optimizers(
             task.network, task.config, inherited=inherited, widened=widened
         )
+        self.inherited = None
+        if widened and task.config.train == "temporal" and isinstance(task.network, UNet):
+            self.inherited = InheritedColumns(task.network)
         self.trained = [p for p in task.network.parameters() if p.requires_grad]
         self.smooth = float("nan")
         self.average: dict[str, Tensor] = {}
@@ -80,13 +84,16 @@ class Trainer:
             foot = self._climb()
             self._backward(step, batch)
             torch._foreach_copy_([p.data for p in foot], list(foot.values()))
+        if self.inherited is not None:
+            self.inherited.forget_gradient()
         norm = nn.utils.clip_grad_norm_(self.trained, self.config.clip_grad)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         rows = len(losses) * self.group.world
         result = Step(float(self.group.sum(losses.sum())) / rows, float(norm))
         if result.finite:
-            for optimizer in self.optimizers:
-                optimizer.step()
+            with nullcontext() if self.inherited is None else self.inherited.held():
+                for optimizer in self.optimizers:
+                    optimizer.step()
             self._update_average(step)
             old = self.smooth
             self.smooth = result.loss if math.isnan(old) else 0.98 * old + 0.02 * result.loss

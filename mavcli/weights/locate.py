@@ -85,6 +85,12 @@ def inherit(network: nn.Module, tensors: dict[str, Tensor], *, source: Path) -> 
     return missing
 
 
+def mask_columns(spec: UNetSpec) -> list[int]:
+    """Which input channels of a widened stem the mask's are: those that its parent had not."""
+    area = spec.patch**2
+    return list(range(spec.in_channels * area, (spec.in_channels + spec.mask_channels) * area))
+
+
 def stem_columns(spec: UNetSpec, inherited: int) -> list[int] | None:
     """Which input channels of a wider stem the parent's `inherited` ones are; None when none of its layouts has so many.
 

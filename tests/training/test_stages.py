@@ -86,6 +86,23 @@ def test_with_temporal_training_the_inherited_layers_stay_exactly_as_they_were(f
     assert all(torch.equal(trained[k], v.float()) for k, v in parent.items())
 
 
+def test_with_temporal_training_interp_moves_no_inherited_column_of_its_stem(family, train, tmp_path):
+    """Weight decay would, and the columns of the mask are in the same parameter."""
+    sets = [f"weights.{s}={family}/weights/{s}.safetensors" for s in ("clip", "decoder_t")]
+    few = [f"train.stages.interp.{k}" for k in ("train=temporal", "image_batch=0", "weight_decay=0.5")]
+    train("interp", tmp_path, *sets, *few)
+    tensors = newest_checkpoint(tmp_path / "interp")[0].tensors()
+    parent = load_weights(family / "weights" / "decoder_t.safetensors")
+    for kind in ("network", "average"):
+        trained = {k.removeprefix(f"{kind}/"): v for k, v in tensors.items() if k.startswith(f"{kind}/")}
+        stem = trained.pop("input_blocks.0.0.weight")
+        inherited = parent["input_blocks.0.0.weight"].float()
+        assert torch.equal(stem[:, : inherited.shape[1]], inherited)
+        assert stem[:, inherited.shape[1] :].any(), "the mask's columns train"
+        moved = {k for k, v in parent.items() if k in trained and not torch.equal(trained[k], v.float())}
+        assert moved and all(is_temporal(k) for k in moved)
+
+
 def test_a_stage_that_would_train_nothing_is_refused(family, train, tmp_path):
     sets = [f"weights.{s}={family}/weights/{s}.safetensors" for s in ("clip", "decoder")]
     with pytest.raises(RecipeError, match="trains nothing on still images"):
