@@ -259,7 +259,7 @@ def clipsim(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="One prompt a line in the order of the videos' names, or a .csv or .jsonl with `video` and `prompt`; "
+            help="One prompt a line in the order of the videos' names, or a table with `video` and `prompt`; "
             "by default what the videos' own runs say.",
         ),
     ] = None,

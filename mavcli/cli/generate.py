@@ -58,7 +58,11 @@ def generate(
     ] = 1,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="A prompt a line; `-` reads them from stdin."),
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A prompt a line, or a table with a column `prompt`; `-` reads lines from stdin.",
+        ),
     ] = None,
     draft: Annotated[
         bool,
@@ -232,14 +236,22 @@ def _texts(prompt: str | None, file: Path | None) -> list[str]:
     if file is None:
         assert prompt is not None
         return [prompt]
-    try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        lines = data.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no UTF-8 text: byte {error.start} is no character") from error
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    from mavcli.data.captions import read_lines, text_lines
+    from mavcli.data.tables import TABLES, Table
+
+    if file.suffix.lower() in TABLES:
+        table = Table(file, keys=(), texts=("prompt", "caption", "text"))
+        if not table.fits:
+            raise table.misfit()
+        found = []
+        for line, _, text, fault in table.rows():
+            if fault is not None:
+                raise InputError(f"`{file}:{line}` {fault}")
+            if text:
+                found.append(text)
+    else:
+        lines = text_lines(sys.stdin.buffer.read(), "stdin") if str(file) == "-" else read_lines(file)
+        found = [line for _, line in lines if not line.startswith("#")]
     if not found:
-        raise InputError(f"{file} holds no prompt", hint="write one a line")
+        raise InputError(f"`{file}` holds no prompt", hint="write one a line")
     return list(dict.fromkeys(found))

@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import av
+import PIL
 
 from mavcli.data.places import Place
 from mavcli.data.scan import Facts, scan
 from mavcli.media.image import move_into_place, temporary_name
 from mavcli.recipe.share import cache_dir
 
-FORMAT = 1
-"""Of the cache file and of the facts in it; another number, or another PyAV, and everything is read again."""
+FORMAT = 2
+"""Of the cache file and of the facts in it; another number, PyAV or Pillow, and everything is read again."""
 STALL = 300.0
 """Seconds without a sign of life after which a decoder is given up: it waits for a disk that does not answer."""
 _SAVE_EVERY = 60.0
@@ -127,6 +128,7 @@ class Index:
         return {
             "format": FORMAT,
             "av": av.__version__,
+            "pillow": PIL.__version__,
             "key": self.key,
             "sha256": hashlib.sha256(body).hexdigest(),
         }

@@ -1,31 +1,26 @@
 """Still images, and images with captions, for the networks that never see video (Make-A-Video, section 3.1).
 
-h w pixels, uint8. Captions stand in a `.txt` beside each image, in JSONL, CSV or Parquet tables, or in tar shards as
+h w pixels, uint8. Captions stand in a text beside each image, in JSONL, CSV or Parquet tables, or in tar shards as
 webdataset has them; which it is is detected.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mavcli.data.captions import MAX_TEXT, TEXT_FILES, BadTextError, caption_in, captioned
 from mavcli.data.index import Progress, indexed
 from mavcli.data.places import IMAGES, Listing, Place, find_media, is_url, media, reasons, used
-from mavcli.data.tables import CAPTION_COLUMNS, FILE_COLUMNS, parquet_rows
+from mavcli.data.tables import TABLES, Table
 from mavcli.errors import InputError
 from mavcli.media.frames import Fit, Frames, fit
 from mavcli.media.image import read_image
-
-_TABLES = {".jsonl", ".csv", ".parquet"}
-_CAPTION_FILES = (".txt", ".caption", ".json")
 
 
 @dataclass(frozen=True)
@@ -102,11 +97,11 @@ class ImageFolder:
 class PairFolder:
     """Images with captions. `layout` says how the captions were found.
 
-    First match wins: a `*.jsonl`, `*.csv` or `*.parquet` directly in the folder whose columns are a file (file, image,
-    path, file_name; in Parquet also the image's bytes) and a caption (caption, text), several of them joined; else a
-    `.txt` beside each image, any nesting, and the members of tar shards that share a name up to its first dot: an
-    image, and a `.txt`, `.caption` or `.json` with one of the caption's columns. A file may stand in a table several
-    times, with other words. Raises InputError when nothing is usable.
+    First match wins: a `*.jsonl`, `*.csv`, `*.tsv` or `*.parquet` directly in the folder whose columns are a file (file,
+    image, path, file_name; in Parquet also the image's bytes) and a caption (caption, text, prompt), several of them
+    joined; else a `.txt`, `.caption` or `.json` (with one of the caption's columns) beside each image, any nesting, or in
+    the same tar shard (`mavcli.data.captions` says which belongs to which). A file may stand in a table several times,
+    with other words. Raises InputError when nothing is usable.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, keep_bytes: int = 20 << 30,
@@ -116,13 +111,14 @@ class PairFolder:
         self.root = listing.root
         self.rejected: dict[str, str] = dict(listing.rejected)
         """Name (or `table:line`) -> why it is not used."""
-        tables = [
-            Path(place.path)
+        every = [
+            Table(Path(place.path))
             for place in listing.places
-            if place.size is None and "/" not in place.name and _is_table(Path(place.path))
+            if place.size is None and "/" not in place.name and place.name.lower().endswith(TABLES)
         ]
+        tables = [table for table in every if table.fits]
         if tables:
-            self.layout = "captions from " + ", ".join(f"`{path.name}`" for path in tables)
+            self.layout = "captions from " + ", ".join(f"`{table.path.name}`" for table in tables)
             named = [row for table in tables for row in _table(table, self.rejected)]
         else:
             self.layout = _layout(listing)
@@ -134,6 +130,8 @@ class PairFolder:
         self.pairs = [Pair(known[place.name], caption) for place, caption in named if place.name in known]
         """In the order of the tables, or of the names."""
         if needed:
+            if not self.pairs and every and not tables:
+                raise every[0].misfit()
             _refuse_empty(
                 self.root, len(self.pairs), self.rejected, "image with a caption", "train.data.pairs"
             )
@@ -185,50 +183,47 @@ def _pictures(root: str, places: list[Place], rejected: dict[str, str], keep_byt
 
 def _is_wanted(name: str) -> bool:
     suffix = Path(name).suffix.lower()
-    return suffix in IMAGES or suffix in _TABLES or suffix in _CAPTION_FILES
+    return suffix in IMAGES or suffix in TABLES or suffix in TEXT_FILES
 
 
 def _layout(listing: Listing) -> str:
     members = sum(place.size is not None for place in listing.places)
     if members == 0:
-        return "captions from a `.txt` beside each image"
-    return "captions from tar shards" + (" and `.txt` files" if members < len(listing.places) else "")
+        return "captions from a text beside each image"
+    return "captions from tar shards" + (" and texts beside images" if members < len(listing.places) else "")
 
 
 def _beside(listing: Listing, rejected: dict[str, str]) -> Iterator[tuple[Place, str]]:
-    """(image, caption) of every image with words of its own: a `.txt` beside a file, a member of the same key."""
-    captions: dict[str, str] = {}
-    texts = {place.name: place for place in listing.places if place.size is None}
-    for name, words in listing.captions.items():
-        captions.setdefault(_key(name), words)
-    for place in listing.places:
-        if Path(place.name).suffix.lower() not in IMAGES:
-            continue
-        if place.size is not None:
-            found = captions.get(_key(place.name))
-            missing = "has no `.txt`, `.caption` or `.json` with a caption of the same name in its shard"
+    """(image, caption) of every image with words of its own, beside its file or in its shard."""
+    images = {place.name: place for place in listing.places if place.name.lower().endswith(tuple(IMAGES))}
+    texts = {place.name: place for place in listing.places if place.name.lower().endswith(TEXT_FILES)}
+
+    def caption(name: str) -> str | None:
+        if texts[name].size is not None:  # shards are read once for all of theirs
+            if name in listing.bad_captions:
+                raise BadTextError(listing.bad_captions[name])
+            return listing.captions.get(name)
+        try:
+            with open(texts[name].path, "rb") as file:
+                return caption_in(name, file.read(MAX_TEXT + 1))
+        except OSError as error:
+            raise BadTextError(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+    for name, said, why in captioned(images, list(texts), caption):
+        where = "beside it" if images[name].size is None else "of the same name in its shard"
+        if said is None:
+            rejected[name] = why or f"has no `.txt`, `.caption` or `.json` with a caption {where}"
         else:
-            text = texts.get(str(Path(place.name).with_suffix(".txt")))
-            found = None if text is None else " ".join(_text(Path(text.path)).split())
-            missing = "has no `.txt` beside it"
-        if found is None:
-            rejected[place.name] = missing
-        elif not found:
-            rejected[place.name] = "has an empty caption"
-        else:
-            yield place, found
+            yield images[name], said
 
 
-def _key(name: str) -> str:
-    """A member's name up to the first dot behind its last slash, as webdataset has it."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.split(".", 1)[0]
-
-
-def _table(table: Path, rejected: dict[str, str]) -> Iterator[tuple[Place, str]]:
-    for line, image, caption in _rows(table):
-        where = f"{table.name}:{line}"
-        if not image:
+def _table(table: Table, rejected: dict[str, str]) -> Iterator[tuple[Place, str]]:
+    folder = table.path.parent
+    for line, image, caption, fault in table.rows():
+        where = f"{table.path.name}:{line}"
+        if fault is not None:
+            rejected[where] = fault
+        elif not image:
             rejected[where] = "names no file"
         elif not caption:
             rejected[where] = "has an empty caption"
@@ -236,10 +231,10 @@ def _table(table: Path, rejected: dict[str, str]) -> Iterator[tuple[Place, str]]
             yield image, caption
         elif is_url(image):
             rejected[where] = "names a URL, wanted a file"
-        elif not (table.parent / image).is_file():
+        elif not (folder / image).is_file():
             rejected[where] = "names a file that does not exist"
         else:
-            yield Place(image, str(table.parent / image)), caption
+            yield Place(image, str(folder / image)), caption
 
 
 def _refuse_empty(root: str, count: int, rejected: dict[str, str], what: str, key: str) -> None:
@@ -250,55 +245,3 @@ def _refuse_empty(root: str, count: int, rejected: dict[str, str], what: str, ke
             if rejected
             else f"give a folder of PNG, JPEG or WebP files; `{key}` names it",
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"`{path}` is not UTF-8 text that can be read", hint="save it again as UTF-8"
-        ) from error
-
-
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in _TABLES and next(_rows(path), None) is not None
-
-
-def _rows(table: Path) -> Iterator[tuple[int, str | Place, str]]:
-    """(line, file, caption) of every row; nothing when the columns are others. Raises InputError for broken tables."""
-    if table.suffix.lower() == ".parquet":
-        yield from parquet_rows(table)
-        return
-    text = _text(table)
-    if table.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        header = [(column or "").strip().lower() for column in reader.fieldnames or []]
-        file = next((column for column in FILE_COLUMNS if column in header), None)
-        caption = next((column for column in CAPTION_COLUMNS if column in header), None)
-        if file is None or caption is None:
-            return
-        reader.fieldnames = header
-        for row in reader:
-            yield reader.line_num, (row[file] or "").strip(), " ".join((row[caption] or "").split())
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except ValueError as error:
-            raise InputError(
-                f"`{table}:{number}` is not JSON: {error}", hint="one JSON object a line"
-            ) from error
-        if not isinstance(record, dict):
-            raise InputError(f"`{table}:{number}` is not a JSON object", hint="one JSON object a line")
-        file = next((key for key in FILE_COLUMNS if key in record), None)
-        caption = next((key for key in CAPTION_COLUMNS if key in record), None)
-        if file is None or caption is None:
-            if number == 1:
-                return  # another kind of JSONL
-            raise InputError(
-                f"`{table}:{number}` lacks a file or a caption, wanted {FILE_COLUMNS} and {CAPTION_COLUMNS}"
-            )
-        yield number, str(record[file] or "").strip(), " ".join(str(record[caption] or "").split())

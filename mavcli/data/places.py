@@ -6,12 +6,14 @@ A place is read as bytes from an offset on. Nothing is ever unpacked: what a sha
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mavcli.errors import InputError
+from mavcli.media.image import describe, hint_for
 
 IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 """Endings of still images."""
@@ -49,6 +51,16 @@ class Listing:
     """Name -> why it is passed over."""
     captions: dict[str, str] = field(default_factory=dict)
     """Name of a text member of a shard -> the caption in it."""
+    bad_captions: dict[str, str] = field(default_factory=dict)
+    """Name of a text member of a shard -> why it is no caption."""
+
+
+_PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a name is that of a compressed tar."""
+    return _PACKED.search(name) is not None
 
 
 def is_url(text: str) -> bool:
@@ -74,9 +86,18 @@ def find_media(root: str | os.PathLike[str], wanted: Callable[[str], bool], *,
     else:
         listing = Listing(os.path.abspath(text))
         named = []
+        if Path(text).is_file():
+            found = describe(text) or "a file"
+            raise InputError(
+                f"`{text}` is {found}, wanted a folder or plain tar shards", hint=hint_for(found)
+            )
         for path in walk(Path(text)):
             name = path.relative_to(text).as_posix()
-            if path.suffix.lower() == ".tar":
+            if is_packed(name):
+                listing.rejected[name] = (
+                    "is a compressed tar, wanted a plain one, which can be read anywhere inside"
+                )
+            elif path.suffix.lower() == ".tar":
                 named.append((str(path), name))
             elif wanted(path.name):
                 listing.places.append(Place(name, str(path)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -20,19 +19,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mavcli.data.captions import MAX_TEXT, TEXT_FILES, BadTextError, caption_in
 from mavcli.data.index import Index
-from mavcli.data.places import Listing, Place, is_url
-from mavcli.data.tables import CAPTION_COLUMNS
+from mavcli.data.places import Listing, Place, is_packed, is_url
 from mavcli.errors import InputError
-from mavcli.media.image import disk_error, temporary_name
+from mavcli.media.image import describe, disk_error, hint_for, temporary_name
 from mavcli.recipe.share import cache_dir
 
 MAX_MEMBER = 1 << 30
 """Bytes of one member: it is read into memory whole."""
 _MAX_PATTERN = 100_000
 _ATTEMPTS = 4  # of one read over a network
-_TEXTS = (".txt", ".caption", ".json")
-_MAX_TEXT = 1 << 16
 _AFTER = "what comes after "
 
 
@@ -50,6 +47,12 @@ def expand(pattern: str) -> list[str]:
         else:
             found.append(name)
     shards = [name for name in dict.fromkeys(found) if name.lower().endswith(".tar")]
+    packed = [name for name in found if is_packed(name)]
+    if packed and not shards:
+        raise InputError(
+            f"`{pattern}` names compressed tars, first `{packed[0]}`, wanted plain ones, which can be read anywhere inside",
+            hint="unpack them first, such as `gunzip *.tar.gz`: what is left are the tars",
+        )
     missing = [name for name in shards if not is_url(name) and not os.path.isfile(name)]
     if missing or not shards:
         what = (
@@ -79,6 +82,8 @@ def list_shard(listing: Listing, path: str, name: str, wanted: Callable[[str], b
             listing.places.append(Place(f"{name}/{member}", path, offset, size, version=version))
     for member, caption in shard.captions.items():
         listing.captions[f"{name}/{member}"] = caption
+    for member, why in shard.bad_captions.items():
+        listing.bad_captions[f"{name}/{member}"] = why
 
 
 def read_remote(place: Place) -> bytes:
@@ -143,6 +148,8 @@ class Shard:
     """Name -> why the member is passed over."""
     captions: dict[str, str] = field(default_factory=dict)
     """Name of a text member -> the caption in it."""
+    bad_captions: dict[str, str] = field(default_factory=dict)
+    """Name of a text member -> why it is no caption."""
 
 
 def _shard(path: str, keep_bytes: int) -> tuple[Shard, str]:
@@ -191,38 +198,26 @@ def read_shard(path: str) -> Shard:
                 else:
                     seen.add(name)
                     shard.members.append((name, member.offset_data, member.size))
-                    if member.size <= _MAX_TEXT and name.lower().endswith(_TEXTS):
+                    if name.lower().endswith(TEXT_FILES):
                         file = archive.extractfile(member)
-                        words = None if file is None else _caption(name, file.read())
-                        if words is not None:
-                            shard.captions[name] = words
+                        try:
+                            words = None if file is None else caption_in(name, file.read(MAX_TEXT + 1))
+                        except BadTextError as error:
+                            shard.bad_captions[name] = str(error)
+                        else:
+                            if words is not None:
+                                shard.captions[name] = words
     except (tarfile.TarError, OSError, ValueError, RecursionError, EOFError) as error:
         if not shard.members:
-            with open(path, "rb") as file:
-                packed = file.read(2) == b"\x1f\x8b"
+            found = describe(path)
             raise InputError(
-                f"`{path}` is {'a gzip archive' if packed else 'no tar archive that can be read'}, wanted a plain tar",
-                hint="only plain tars can be read anywhere inside: unpack it with `gunzip` first"
-                if packed
-                else None,
+                f"`{path}` is {found or 'no tar archive that can be read'}, wanted a plain tar, which can be read "
+                "anywhere inside",
+                hint=hint_for(found) if found else None,
             ) from error
         why = " ".join(str(error).split())[:100]
         shard.rejected[f"{_AFTER}{shard.members[-1][0]}"] = f"the shard is damaged: {why}"
     return shard
-
-
-def _caption(name: str, data: bytes) -> str | None:
-    """The words of a text member: all of a `.txt` or `.caption`, the caption's column of a `.json`; None without any."""
-    try:
-        text = data.decode("utf-8-sig")
-        if name.lower().endswith(".json"):
-            record = json.loads(text)
-            key = next((key for key in CAPTION_COLUMNS if key in record), None)
-            text = "" if key is None else str(record[key] or "")
-            return " ".join(text.split()) if key is not None else None
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return " ".join(text.split())
 
 
 def _braces(pattern: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mavcli.data.places import walk
 from mavcli.errors import InputError, UsageError, counted
 from mavcli.media.frames import Frames
-from mavcli.media.image import read_image
+from mavcli.media.image import describe, hint_for, read_image
 from mavcli.media.video import Damage, Survey, frames_at, nearest_frames, read_clip, read_video, survey
 
 VIDEOS = frozenset(
@@ -114,7 +114,9 @@ def open_folder(root: Path, *, limit: int | None = None, seed: int = 0, pictures
         if not every:
             raise InputError(f"`{root}` is empty, a folder of videos is wanted")
         if len(every) == 1:
-            raise InputError(f"`{every[0]}` is not {wanted} by its name")
+            what = describe(every[0])
+            told = f", it is {what}" if what else ""
+            raise InputError(f"`{every[0]}` is not {wanted} by its name{told}", hint=what and hint_for(what))
         raise InputError(f"none of the {len(every)} files in `{root}` is {wanted} by its name")
     found = len(files)
     places = list(range(found))

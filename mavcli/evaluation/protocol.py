@@ -7,7 +7,6 @@ counted: a file that gives another number than the preset is refused.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 import json
@@ -22,6 +21,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
+from mavcli.data.captions import text_lines
+from mavcli.data.tables import Table
 from mavcli.errors import InputError, UsageError
 from mavcli.specs import Spec
 
@@ -235,7 +236,7 @@ def ucf101_classes(folder: Path) -> list[str]:
         raise InputError(
             f"there is no `{folder / 'classInd.txt'}`", hint=f"--captions {_CAPTION_HINTS['ucf101']}"
         )
-    rows = [line.split() for line in _text(folder / "classInd.txt").splitlines() if line.strip()]
+    rows = [line.split() for line in lines(folder / "classInd.txt")]
     wrong = next((row for row in rows if len(row) != 2 or not row[0].isdigit()), None)
     if wrong is not None or not rows:
         raise InputError(
@@ -247,7 +248,7 @@ def ucf101_classes(folder: Path) -> list[str]:
 def ucf101_training_counts(folder: Path) -> dict[str, int]:
     """How many videos of each class the first training split has (`trainlist01.txt`: 9,537). Raises InputError."""
     file, classes = folder / "trainlist01.txt", ucf101_classes(folder)
-    counts = Counter(line.split("/")[0] for line in _text(file).split("\n") if line.strip())
+    counts = Counter(line.split("/")[0] for line in lines(file))
     odd = sorted(set(counts) ^ set(classes))
     if odd:
         raise InputError(
@@ -262,14 +263,17 @@ def ucf101_sentences(folder: Path, name: Sentences) -> dict[str, str]:
     if name == "classname":
         return {label: _split_name(label) for label in classes}
     file = folder / "zero_shot_prompts.csv"
-    rows = list(csv.DictReader(_text(file).splitlines()))
-    column = f"{name}_prompt"
-    if not rows or not {"class", column} <= rows[0].keys():
+    table = Table(file, keys=("class",), texts=(f"{name}_prompt",))
+    if not table.fits:
         raise InputError(
-            f"`{file}` lacks the columns `class` and `{column}`",
+            f"`{file}` lacks the columns `class` and `{name}_prompt`",
             hint="--sentences classname needs no such file",
         )
-    told = {row["class"]: (row[column] or "").strip() for row in rows}
+    told = {}
+    for line, label, text, fault in table.rows():
+        if fault is not None:
+            raise InputError(f"`{file}:{line}` {fault}")
+        told[str(label)] = text
     missing = [label for label in classes if not told.get(label)]
     if missing:
         raise InputError(
@@ -300,18 +304,11 @@ def apportion(weights: dict[str, int], total: int) -> dict[str, int]:
 
 
 def lines(file: Path) -> list[str]:
-    """The lines of a text file that hold something. Raises InputError."""
-    found = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    """The lines of a text file that say something. Raises InputError."""
+    found = [line for _, line in text_lines(_bytes(file), str(file))]
     if not found:
-        raise InputError(f"`{file}` holds no prompt", hint="write one a line")
+        raise InputError(f"`{file}` holds no text", hint="write one a line")
     return found
-
-
-def _text(file: Path) -> str:
-    try:
-        return _bytes(file).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"`{file}` is no UTF-8 text: byte {error.start} is no character") from error
 
 
 def _bytes(file: Path) -> bytes:

@@ -71,7 +71,7 @@ def test_check_of_pictures_with_and_without_captions(tmp_path: Path, capsys: Cap
     assert run(["data", "check", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["used"]) == ("pairs", 1)
-    assert found["rejected"]["b.png"] == "has no `.txt` beside it"
+    assert found["rejected"]["b.png"] == "has no `.txt`, `.caption` or `.json` with a caption beside it"
 
 
 def test_a_folder_with_nothing_usable_shows_its_table_and_is_exit_4(tmp_path: Path, capsys: Captured) -> None:

@@ -72,7 +72,8 @@ def test_a_damaged_cache_is_made_again_and_never_believed(harm, folder, cache, d
         harmed = data.replace(b'"rate":"8"', b'"rate":"9"')
         assert harmed != data
     elif harm == "older":
-        harmed = data.replace(b'"format": 1', b'"format": 0')
+        harmed = data.replace(b'"format": 2', b'"format": 1')
+        assert harmed != data
     else:
         middle = len(data) // 2
         flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]

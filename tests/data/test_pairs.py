@@ -69,8 +69,11 @@ def test_captions_beside_the_images(photos):
     write_png(photos / "c.png", picture(3))
     folder = PairFolder(photos)
     assert [(pair.name, pair.caption) for pair in folder.pairs] == [("a.png", "a dark field")]
-    assert folder.layout == "captions from a `.txt` beside each image"
-    assert folder.rejected == {"deep/B.PNG": "has an empty caption", "c.png": "has no `.txt` beside it"}
+    assert folder.layout == "captions from a text beside each image"
+    assert folder.rejected == {
+        "deep/B.PNG": "has an empty caption",
+        "c.png": "has no `.txt`, `.caption` or `.json` with a caption beside it",
+    }
     drawn, caption = folder.draw(np.random.default_rng(0), size=8)
     assert caption == "a dark field" and drawn.shape == (8, 8, 3) and drawn.mean() == 10
 
@@ -101,7 +104,7 @@ def test_tables_of_other_things_are_left_alone(photos):
     (photos / "prices.csv").write_text("name,price\na,3\n")
     (photos / "log.jsonl").write_text('{"step": 1}\n')
     (photos / "a.txt").write_text("a dark field")
-    assert PairFolder(photos).layout == "captions from a `.txt` beside each image"
+    assert PairFolder(photos).layout == "captions from a text beside each image"
 
 
 def test_a_broken_table_is_named_with_its_line(photos):

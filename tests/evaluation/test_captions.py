@@ -37,10 +37,12 @@ def test_a_table_names_its_videos(tmp_path: Path, folder: Folder) -> None:
     with pytest.raises(InputError, match=r"has no prompt for `clip02.mkv`"):
         prompts_of(folder, lines)
     lines.write_text('{"video": "clip00"}\n')
-    with pytest.raises(InputError, match=r"t.jsonl:1: wanted a `video` and its `prompt`"):
+    with pytest.raises(
+        InputError, match=r"t.jsonl` has the columns `video`, wanted one of `video`.* one of `prompt`"
+    ):
         prompts_of(folder, lines)
     lines.write_text('{"video": "x", "text": "a"}\n{"video": "x", "text": "b"}\n')
-    with pytest.raises(InputError, match=r"t.jsonl:2: `x` has another prompt further up"):
+    with pytest.raises(InputError, match=r"t.jsonl:2`: `x` has another prompt further up"):
         prompts_of(folder, lines)
 
 
