@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import metadata
@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from mavcli.errors import DiskError, UsageError
-from mavcli.media.frames import Frames, contact_sheet, frames_sha256
+from mavcli.media.frames import Frames, contact_sheet, fit, frames_sha256
 from mavcli.media.image import disk_error, write_png
-from mavcli.media.video import exact_rate, write_video
+from mavcli.media.video import Sound, exact_rate, write_video
+from mavcli.media.video import Written as WrittenVideo
 from mavcli.recipe.schema import Output
 
 _SHEET_FRAMES = 16
@@ -153,48 +154,56 @@ def versions() -> dict[str, str]:
 
 def write_result(
     target: Target,
-    frames: Frames | Sequence[Frames],
+    frames: Frames | Iterable[Frames],
     *,
     fps: Fraction | float,
     run: Mapping[str, Any],
     output: Output,
+    count: int | None = None,
+    sound: Sound | None = None,
     force: bool = False,
 ) -> Written:
     """Write the video with `run` inside, the same as a sidecar, and the contact sheet.
 
-    `frames` (f, h, w, 3) uint8; a sequence is read twice, so it may make its frames when asked. Raises DiskError.
+    `frames` (f, h, w, 3) uint8, or `count` pictures that are taken one by one as they come and never held together.
+    `sound` is copied beside them. Raises DiskError.
     """
     claim(target, force=force)
-    digest = frames_sha256(frames)
-    height, width = frames[0].shape[:2]
     rate = exact_rate(fps)
-    facts = {
-        "fps": str(rate),
-        "frames": len(frames),
-        "width": width,
-        "height": height,
-        "frames_sha256": digest,
-    }
-    told = {"mav_run": 1, **run, **facts}
-    text = json.dumps(told, ensure_ascii=True, default=str)
+    sheet = _Sheet(len(frames) if isinstance(frames, Sized) else count or 0)
     title = str(run.get("prompt") or run.get("kind") or "mav")
     # Control characters and lone surrogates cannot be stored in a title.
     title = title.encode("utf-8", "replace").decode().replace("\0", " ").strip() or "mav"
+    told: dict[str, Any] = {}
+
+    def tags(written: WrittenVideo) -> dict[str, str]:
+        right, bottom = written.padded
+        facts = {
+            "fps": str(rate),
+            "frames": written.frames,
+            "width": written.width - right,
+            "height": written.height - bottom,
+            "frames_sha256": written.frames_sha256,
+        }
+        told.update({"mav_run": 1, **run, **facts})
+        return {"mav_run": json.dumps(told, ensure_ascii=True, default=str), "title": title[:200]}
+
     written = write_video(
         target.video,
-        _each(frames),
+        sheet.watch(frames),
         fps=rate,
         codec=output.codec,
         crf=output.crf,
-        metadata={"mav_run": text, "title": title[:200]},
+        metadata=tags,
+        sound=sound,
         overwrite=force,
     )
     if target.sheet is not None:
-        _write_sheet(target.sheet, frames, fps=float(rate), force=force)
+        write_png(target.sheet, sheet.drawn(float(rate)), overwrite=force)
     write_text(
         target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
     )
-    return Written(target, written.frames, width, height, float(rate), digest)
+    return Written(target, written.frames, told["width"], told["height"], float(rate), written.frames_sha256)
 
 
 def write_still(target: Target, picture: Frames, *, run: Mapping[str, Any], force: bool = False) -> Written:
@@ -219,16 +228,27 @@ def write_base_sheet(target: Target, frames: Frames, *, fps: float) -> Path:
     return target.base_sheet
 
 
-def _write_sheet(path: Path, frames: Frames | Sequence[Frames], *, fps: float, force: bool) -> None:
-    count = len(frames)
-    shown = sorted({round(i * (count - 1) / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)})
-    pictures = np.stack([frames[i] for i in shown])
-    labels = [f"{i / fps:.2f} s" for i in shown]
-    write_png(path, contact_sheet(pictures, labels=labels), overwrite=force)
+class _Sheet:
+    """Sixteen frames of a video that goes by, small, for its contact sheet."""
 
+    def __init__(self, count: int) -> None:
+        self._places = sorted({round(i * (count - 1) / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)})
+        self._kept: list[Frames] = []
 
-def _each(frames: Frames | Sequence[Frames]) -> Any:
-    return (frames[i] for i in range(len(frames)))
+    def watch(self, frames: Iterable[Frames]) -> Iterator[Frames]:
+        """The same frames, one after the other."""
+        wanted = set(self._places)
+        for place, frame in enumerate(frames):
+            if place in wanted:
+                height, width = frame.shape[:2]
+                cell = min(256, max(96, width))  # a contact sheet's own
+                small = (max(1, round(height * cell / width)), cell)
+                self._kept.append(frame if width <= cell else fit(frame, small, kernel="lanczos"))
+            yield frame
+
+    def drawn(self, fps: float) -> Frames:
+        """The contact sheet, when all have gone by."""
+        return contact_sheet(np.stack(self._kept), labels=[f"{i / fps:.2f} s" for i in self._places])
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:

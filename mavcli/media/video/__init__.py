@@ -13,6 +13,7 @@ from mavcli.media.video.read import (
     read_video,
     survey,
 )
+from mavcli.media.video.sound import Sound, find_sound
 from mavcli.media.video.source import Damage, Media
 from mavcli.media.video.times import SAME_TIME, exact_rate, nearest_frames
 from mavcli.media.video.write import Codec, Written, write_gif, write_video
@@ -24,10 +25,12 @@ __all__ = [
     "Codec",
     "Damage",
     "Media",
+    "Sound",
     "Survey",
     "VideoInfo",
     "Written",
     "exact_rate",
+    "find_sound",
     "frames_at",
     "is_video",
     "nearest_frames",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,9 +19,10 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from mavcli.errors import DiskError, InputError, UsageError
-from mavcli.media import image as still
+from mavcli.files import disk_error, refuse_existing, temporary_path, whole_path
 from mavcli.media.frames import Frames, check_size, frames_sha256
 from mavcli.media.video.read import read_metadata
+from mavcli.media.video.sound import Sound, join
 from mavcli.media.video.source import packet_times, words
 from mavcli.media.video.times import exact_rate
 
@@ -48,33 +49,39 @@ class Written:
 
 
 def write_video(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: Fraction | float,
-                codec: Codec = "h264", crf: int = 16, metadata: dict[str, str] | None = None,
-                threads: int = 1, overwrite: bool = False) -> Written:  # fmt: skip
+                codec: Codec = "h264", crf: int = 16,
+                metadata: dict[str, str] | Callable[[Written], dict[str, str]] | None = None,
+                sound: Sound | None = None, threads: int = 1, overwrite: bool = False) -> Written:  # fmt: skip
     """Encode uint8 (h, w, 3) frames at a constant rate; the file appears whole, checked, or not at all.
 
     `h264`: High profile, yuv420p limited range, bt709, faststart, in .mp4, .mov or .mkv. `ffv1`: lossless RGB in .mkv.
-    Odd sides are made even by repeating the edge (H.264 only). `metadata` keys are lower case. The bytes depend on
-    `threads`, the frames' hash does not. Raises UsageError for what cannot be encoded, DiskError (exists, no space,
+    Odd sides are made even by repeating the edge (H.264 only). `frames` are taken one by one as they come. `metadata` keys
+    are lower case; a function makes them of what was written, such as its hash. `sound` is copied beside the picture. The
+    bytes depend on `threads`, the frames' hash does not. Raises UsageError for what cannot be encoded, DiskError (exists, no space,
     no permission), InputError for no frames.
     """
     target = Path(path)
     rate = exact_rate(fps)
     container_format = _container_format(target, codec, crf)
-    tags = _checked_tags(metadata or {})
-    still.refuse_existing(target, overwrite)
-    temporary = still.temporary_name(target)
-    try:
-        count, size, padded, digest = _encode(
-            temporary, str(target), frames, rate, codec, crf, tags, threads, container_format
-        )
-        _sync(temporary)
+    later = sound is not None or callable(metadata)
+    tags = {} if callable(metadata) else _checked_tags(metadata or {})
+    with whole_path(target, overwrite=overwrite) as temporary, _disk_errors(target):
+        # Matroska rounds times to milliseconds and keeps one of a frame's two: the first writing is in MP4 where it can be.
+        between = "mp4" if later and codec == "h264" else container_format
+        bare = temporary_path(target) if later else temporary
+        try:
+            count, size, padded, digest = _encode(
+                bare, str(target), frames, rate, codec, crf, {} if later else tags, threads, between
+            )
+            written = Written(target, count, size[0], size[1], rate, padded, digest)
+            if later:
+                tags = _checked_tags(metadata(written)) if callable(metadata) else tags
+                join(bare, temporary, container_format=container_format, tags=tags, sound=sound)
+        finally:
+            if later:
+                bare.unlink(missing_ok=True)
         _verify(temporary, target, count, tags)
-        still.move_into_place(temporary, target, overwrite=overwrite)
-    except (av.error.FFmpegError, OSError) as error:
-        raise still.disk_error(target, _as_oserror(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Written(target, count, size[0], size[1], rate, padded, digest)
+    return written
 
 
 def write_gif(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: Fraction | float,
@@ -87,20 +94,13 @@ def write_gif(path: str | os.PathLike[str], frames: Iterable[Frames], *, fps: Fr
     if target.suffix.lower() != ".gif":
         raise UsageError(f"`{target.name}` does not end in `.gif`")
     ticks = max(2, round(100 / exact_rate(fps)))  # browsers slow frames shorter than 2 ticks down to 10
-    still.refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite)
     pictures = np.stack(list(frames)) if not isinstance(frames, np.ndarray) else frames
     if len(pictures) == 0:
         raise InputError(f"no frames to write to `{target}`")
-    temporary = still.temporary_name(target)
-    try:
+    with whole_path(target, overwrite=overwrite) as temporary, _disk_errors(target):
         _encode_gif(temporary, pictures, ticks)
-        _sync(temporary)
         _verify(temporary, target, len(pictures), {})
-        still.move_into_place(temporary, target, overwrite=overwrite)
-    except (av.error.FFmpegError, OSError) as error:
-        raise still.disk_error(target, _as_oserror(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     height, width = pictures.shape[1:3]
     return Written(
         target, len(pictures), width, height, Fraction(100, ticks), (0, 0), frames_sha256(pictures)
@@ -248,11 +248,6 @@ def _encode_gif(temporary: Path, frames: Frames, ticks: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def _verify(temporary: Path, target: Path, count: int, tags: dict[str, str]) -> None:
     """Read the finished file back: a full disk and a careless muxer both lose data without an error."""
     found = len(packet_times(temporary, None))
@@ -266,5 +261,13 @@ def _verify(temporary: Path, target: Path, count: int, tags: dict[str, str]) -> 
         raise DiskError(f"`{target}` lost its metadata {', '.join(f'`{key}`' for key in lost)} on writing")
 
 
-def _as_oserror(error: BaseException) -> OSError:
-    return error if isinstance(error, OSError) else OSError(getattr(error, "errno", 0) or 0, words(error))
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """What FFmpeg says of a disk is an error of writing `target`."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        cause = (
+            error if isinstance(error, OSError) else OSError(getattr(error, "errno", 0) or 0, words(error))
+        )
+        raise disk_error(target, cause) from error
