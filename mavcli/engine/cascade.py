@@ -159,7 +159,7 @@ class Cascade:
         """
         part = self.parts.decoder
         frames = frames or part.frames
-        rate = self._told_fps(fps / self.skip) if frames > 1 else 0.0
+        rate = self._told_fps("decoder_t", fps / self.skip) if frames > 1 else 0.0
         settings = {"embedding": embedding, "fps": rate, "decoder": part.model_dump(mode="json")}
         settings |= {} if frames == part.frames else {"frames": frames}
 
@@ -213,7 +213,7 @@ class Cascade:
             return keys
         windows = key_windows(keys.shape[1], skip=skip, length=self.window)
         total = (keys.shape[1] - 1) * skip + 1
-        rate = self._told_fps(fps)
+        rate = self._told_fps("interp", fps)
         sampler = self.parts.interp.sampler
         settings = {"keys": keys, "skip": skip, "fps": rate, "interp": self._interp_settings(sampler)}
 
@@ -248,7 +248,7 @@ class Cascade:
         """
         before = {"forward": 0, "backward": frames, "both": frames // 2}[direction]
         after = frames - before
-        rate = self._told_fps(fps)
+        rate = self._told_fps("interp", fps)
         slides = [
             (sign, given, made)
             for sign, count in ((1, after), (-1, before))
@@ -278,7 +278,9 @@ class Cascade:
                 known = torch.arange(self.window) < given
                 known = known if sign > 0 else known.flip(0)
                 numbers = range(start, start + self.window)
-                out = self._fill(network, window, known, [(d, numbers) for d in draws], rate, sampler)
+                out = self._fill(
+                    network, window, known, [(d, numbers) for d in draws], rate, sampler, stage="extrapolate"
+                )
                 if sign > 0:
                     grown = torch.cat([grown, out[:, given : given + made]], dim=1)
                 else:
@@ -309,7 +311,8 @@ class Cascade:
                 clips = torch.stack([padded[row, w.start : w.stop] for row, w in batch])
                 masks = torch.stack([mask[w.start : w.stop] for _, w in batch])
                 rows = [(draws[row], range(w.start, w.stop)) for row, w in batch]
-                out = self._fill(network, clips, masks, rows, fps, self.parts.interp.sampler)
+                sampler = self.parts.interp.sampler
+                out = self._fill(network, clips, masks, rows, fps, sampler, stage="interp")
                 for (row, w), frames in zip(batch, out, strict=True):
                     video[row, w.first : w.last] = frames[w.first - w.start : w.last - w.start]
                 del jobs[:at_once]
@@ -324,8 +327,14 @@ class Cascade:
         rows: Sequence[tuple[Draw, Sequence[int]]],
         fps: float,
         sampler: SamplerSpec,
+        *,
+        stage: Literal["interp", "extrapolate"],
     ) -> Tensor:
-        """One call of ↑F: clips (n, w, 3, s, s) with `known` (w,) or (n, w) -> the same with the rest drawn."""
+        """One call of ↑F: clips (n, w, 3, s, s) with `known` (w,) or (n, w) -> the same with the rest drawn.
+
+        `stage` names the noise: key frames that extend a clip and the frames between keys have numbers of their own, and so
+        noises of their own.
+        """
         known = known.expand(len(clips), -1)
         first = known.float().argmax(dim=1)
         # Training conditions on the first frame; where that is hidden, the first that is not stands for it.
@@ -337,7 +346,7 @@ class Cascade:
         return self._sample(
             network,
             self._condition(network.spec, embedding=embedding, fps=fps, masked=masked),
-            lambda step: self._on_device(video_noise(shape, rows, stage="interp", step=step)),
+            lambda step: self._on_device(video_noise(shape, rows, stage=stage, step=step)),
             sampler=sampler,
             schedule=self.recipe.interp_schedule(),
             project=lambda x0, step: torch.where(given, truth, x0),
@@ -379,7 +388,7 @@ class Cascade:
             return _on_grid(resize(video, part.size, kernel="lanczos"))
         spec = self.family.parts[piece].spec
         assert isinstance(spec, UNetSpec)
-        rate = self._told_fps(fps) if spec.fps and fps is not None else None
+        rate = self._told_fps("sr_l", fps) if spec.fps and fps is not None else None
         settings = {"video": video, "fps": rate, piece: part.model_dump(mode="json")}
 
         cost = self.cost_of_super(piece, video.shape[1]) * len(video)
@@ -609,14 +618,16 @@ class Cascade:
                 torch.cuda.empty_cache()
             self.report.warning(f"out of memory: {at_once} {what} at once from here on")
 
-    def _told_fps(self, fps: float) -> float:
-        """The frame rate that a network is told: what it was trained on, at the nearest."""
-        curriculum = self.recipe.stage("decoder_t").fps
+    def _told_fps(self, piece: Piece, fps: float) -> float:
+        """The frame rate that the network of `piece` is told: of those that its stage trains on, the nearest."""
+        role = self.family.parts[piece].role  # one file may serve two pieces: ↑F that knows no frame is D^t
+        videos = {"decoder": "decoder_t", "sr_l": "sr_lt"}
+        curriculum = self.recipe.stage(videos.get(role, role)).fps
         told = min(max(fps, curriculum.low), curriculum.high)
         if told != fps:
             self.report.warning(
-                f"the networks know {curriculum.low:g} to {curriculum.high:g} fps, {fps:g} fps were asked for: "
-                f"they move as at {told:g}"
+                f"{PIECES[piece]} knows {curriculum.low:g} to {curriculum.high:g} fps, {fps:g} fps were asked for: "
+                f"it moves as at {told:g}"
             )
         return told
 

@@ -271,12 +271,36 @@ def test_memory_that_runs_out_halves_the_chunk_and_ends_in_one_error(tiny, small
         cascade.sr_h(frames, [Draw(0)])
 
 
-def test_networks_are_told_the_nearest_rate_they_know(tiny, base):
+def test_each_network_is_told_the_nearest_rate_that_its_own_stage_trains_on(tiny):
     listener = Listener()
-    cascade = open_cascade(tiny, report=listener)
-    assert cascade._told_fps(4.8) == 4.8 and not listener.lines
-    assert cascade._told_fps(120) == 30
-    assert listener.lines == ["the networks know 1 to 30 fps, 120 fps were asked for: they move as at 30"]
+    curricula = ("decoder_t.fps.low=3", "interp.fps.low=7", "sr_lt.fps.high=20")
+    cascade = open_cascade(tiny, *(f"train.stages.{key}" for key in curricula), report=listener)
+    assert cascade._told_fps("decoder_t", 4.8) == 4.8 and not listener.lines
+    assert cascade._told_fps("decoder_t", 1) == 3
+    assert cascade._told_fps("interp", 4.8) == 7
+    assert cascade._told_fps("sr_l", 24) == 20
+    assert listener.lines == [
+        "D^t knows 3 to 30 fps, 1 fps were asked for: it moves as at 3",
+        "↑F knows 7 to 30 fps, 4.8 fps were asked for: it moves as at 7",
+        "SR_l^t knows 1 to 20 fps, 24 fps were asked for: it moves as at 20",
+    ]
+
+
+def test_key_frames_that_extend_a_clip_and_frames_between_keys_have_noises_of_their_own(
+    tiny, small, monkeypatch
+):
+    drawn: dict[str, set[int]] = {}
+
+    def recorded(shape, rows, *, stage, step):
+        drawn.setdefault(stage, set()).update(number for _, numbers in rows for number in numbers)
+        return real(shape, rows, stage=stage, step=step)
+
+    real = module.video_noise
+    monkeypatch.setattr(module, "video_noise", recorded)
+    cascade = open_cascade(tiny)
+    keys = small[:, :4]
+    cascade.fill_up(keys, [Draw(0)], fps=24, frames=(len(keys[0]) + 2) * cascade.skip + 1)
+    assert drawn["interp"] & drawn["extrapolate"], "the numbers meet, so the names must not"
 
 
 def test_super_resolution_without_a_network_is_said_aloud(tiny, small):
