@@ -12,7 +12,7 @@ import numpy as np
 
 from mavcli.data.clips import LeaveOut, Redrawn, VideoFolder
 from mavcli.data.index import Progress
-from mavcli.data.loader import DrawnClip
+from mavcli.data.loader import DrawnClip, redrawn_words
 from mavcli.data.pairs import ImageFolder, PairFolder
 from mavcli.report import Report, Silent
 
@@ -32,9 +32,10 @@ class FolderSource:
 
     repeats = True
 
-    def __init__(self, root: str, kind: str, *, leave_out: Sequence[LeaveOut] = (), keep_bytes: int = 20 << 30,
+    def __init__(self, root: str, kind: str, *, name: str | None = None, leave_out: Sequence[LeaveOut] = (), keep_bytes: int = 20 << 30,
                  report: Report | None = None) -> None:  # fmt: skip
-        """`root` is all that `mavcli.data.places.find_media` knows; `keep_bytes` bounds what of it is kept on disk."""
+        """`root` is all that `mavcli.data.places.find_media` knows; `keep_bytes` bounds what of it is kept on disk;
+        samples are counted under `name`, the folder's own unless it is given."""
         whole: Folder
         progress = _telling(report or Silent(), root)
         if kind == "video":
@@ -48,6 +49,7 @@ class FolderSource:
             digests = [picture.sha256 for picture in whole.pictures]
         if whole.note is not None and report is not None:
             report.warning(whole.note)
+        self.names = (name or root.rstrip("/").rsplit("/", 1)[-1],)
         self._used = whole.used
         self._redrawn = Redrawn()
         aside = set_aside(digests)
@@ -58,6 +60,7 @@ class FolderSource:
     def held_out(self) -> FolderSource:
         """The files that training never draws from; all of them when the folder is too small to set any aside."""
         other = FolderSource.__new__(FolderSource)
+        other.names = self.names
         other._used, other._split, other._folder, other._aside, other._redrawn = (
             self._used,
             self._split,
@@ -66,6 +69,10 @@ class FolderSource:
             Redrawn(),
         )
         return other
+
+    def of(self, rng: np.random.Generator, *, still: bool = False) -> FolderSource:
+        """Itself."""
+        return self
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """(s, s, 3) uint8: a picture, without its caption, or one frame of a video."""
@@ -97,10 +104,7 @@ class FolderSource:
             line += f", {len(self._aside)} held out"
         else:
             line += f"; the held-out loss is on training files, fewer than {FEWEST_FILES} different ones set none aside"
-        if self._redrawn != Redrawn():
-            line += f"; frame rate moved to what the file allows: {self._redrawn.rate} x"
-            line += f", drawn again for a file too short for any rate: {self._redrawn.clip} x"
-        return line
+        return line + redrawn_words(self._redrawn)
 
 
 def set_aside(digests: Iterable[str]) -> set[int]:

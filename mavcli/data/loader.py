@@ -7,7 +7,7 @@ belongs to which sample. Nothing here keeps a position: the only state of the da
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from mavcli.data import world
 from mavcli.data.clips import Redrawn
 from mavcli.data.places import is_url
 from mavcli.errors import RecipeError
-from mavcli.recipe.schema import Data
+from mavcli.recipe.schema import Data, Folder
 from mavcli.report import Report
 
 
@@ -36,9 +36,17 @@ class Source(Protocol):
     """Draws training samples of `size` x `size` pixels; equal generators give equal samples.
 
     `repeats` says that the same picture comes again, as one of a folder does, so that what is known of it is worth keeping.
+    `names` are those of the sources that are mixed; one that is no mix has one.
     """
 
     repeats: bool
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def of(self, rng: np.random.Generator, *, still: bool = False) -> Source:
+        """The source, no mix, that one sample is drawn from, a still or a clip; one that is no mix leaves `rng` as it is."""
+        ...
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """(s, s, 3) uint8."""
@@ -74,6 +82,7 @@ class WorldSource:
     """
 
     repeats = False
+    names: tuple[str, ...] = ("world",)
 
     def __init__(
         self, actions: Mapping[str, float] | None = None, actors: Mapping[str, float] | None = None
@@ -96,6 +105,9 @@ class WorldSource:
                 hint=f"{' and '.join(sorted(world.STILL_ONLY_ACTORS))} are in no clip; a share of 0 leaves an actor or action out",
             )
         return weights / weights.sum()
+
+    def of(self, rng: np.random.Generator, *, still: bool = False) -> WorldSource:
+        return self
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         return world.render(self._scene(rng), float(rng.uniform(0.0, 4.0)), size)
@@ -167,6 +179,10 @@ class WithStills:
     def __init__(self, clips: Source, stills: Source) -> None:
         self.clips, self.stills = clips, stills
         self.repeats = clips.repeats and stills.repeats
+        self.names = tuple(dict.fromkeys((*clips.names, *stills.names)))
+
+    def of(self, rng: np.random.Generator, *, still: bool = False) -> Source:
+        return (self.stills if still else self.clips).of(rng, still=still)
 
     def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
         return self.stills.image(rng, size)
@@ -187,45 +203,120 @@ class WithStills:
         return f"{self.clips.describe()}; stills: {self.stills.describe()}"
 
 
+class Mix:
+    """Several sources, each drawn from as often as its share says: which one, the sample's own generator decides.
+
+    The shares are those of the sources, in their order, relative to each other.
+    """
+
+    def __init__(self, sources: Sequence[Source], shares: Sequence[float]) -> None:
+        self.sources = tuple(sources)
+        self.shares = np.array(shares) / sum(shares)
+        self.repeats = all(source.repeats for source in self.sources)
+        self.names = tuple(name for source in self.sources for name in source.names)
+        self._redrawn = Redrawn()
+
+    def of(self, rng: np.random.Generator, *, still: bool = False) -> Source:
+        return self.sources[int(rng.choice(len(self.sources), p=self.shares))]
+
+    def image(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        return self.of(rng, still=True).image(rng, size)
+
+    def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+        return self.of(rng, still=True).pair(rng, size)
+
+    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
+        return self.of(rng).clip(rng, frames=frames, fps=fps, size=size)
+
+    def held_out(self) -> Mix:
+        """The held-out samples of all, with the same shares."""
+        return Mix([source.held_out() for source in self.sources], self.shares.tolist())
+
+    def count(self, redrawn: Redrawn) -> None:
+        self._redrawn += redrawn
+
+    def describe(self) -> str:
+        parts = zip(self.shares, self.names, self.sources, strict=True)
+        line = "; ".join(f"{share:.1%} {name}: {source.describe()}" for share, name, source in parts)
+        return line + redrawn_words(self._redrawn)
+
+
+def redrawn_words(redrawn: Redrawn) -> str:
+    """What `describe` says of draws that were not taken as drawn; nothing of none."""
+    if redrawn == Redrawn():
+        return ""
+    return (
+        f"; frame rate moved to what the file allows: {redrawn.rate} x"
+        f", drawn again for a file too short for any rate: {redrawn.clip} x"
+    )
+
+
 def open_source(
     data: Data, kind: str, *, stage: str, base: Path, stills: bool = False, report: Report | None = None
 ) -> Source:
     """Where a stage's samples come from; `kind` is image, pairs or video, folders are relative to `base`.
 
     With `stills`, a source of video has those of the recipe's pictures; where it names none, single frames of the videos.
-    What was never read before is decoded now, and `report` hears how far that is. Raises RecipeError when the recipe
-    names no such data, InputError when the folder has nothing usable.
+    A source of several is a Mix of them. What was never read before is decoded now, and `report` hears how far that is.
+    Raises RecipeError when the recipe names no such data, InputError when a folder has nothing usable.
     """
-    if data.world:
+    if data.world == 1:
         return WorldSource(data.world_actions, data.world_actors)
-    folder, kind = _folder_of(data, kind)
-    if folder is None:
+    if data.world and not any(data.folders(name) for name in ("image", "pairs", "video")):
+        raise RecipeError(
+            f"`train.data.world` is {data.world:g}, and the recipe names no folder for the rest",
+            hint=f"add `--set train.data.{kind}=FOLDER`, or `--set train.data.world=true` for the rendered world alone",
+        )
+    folders, how = _folders_of(data, kind)
+    if not folders and not data.world:
         raise RecipeError(
             f"stage `{stage}` needs `train.data.{kind}`, the recipe does not name a folder",
             hint=f"add `--set train.data.{kind}=FOLDER`, or `--set train.data.world=true` for the rendered world",
         )
-    from mavcli.data.folders import FolderSource
 
-    def read(folder: str, kind: str) -> Source:
+    def mixed(folders: Sequence[Folder], kind: str) -> Source:
+        """The world's share of the samples and the folders' rest, by their weights."""
+        sources: list[Source] = []
+        shares = []
+        if data.world:
+            sources.append(WorldSource(data.world_actions, data.world_actors))
+            shares.append(float(data.world))
+        for folder, name in zip(folders, _names(folders), strict=True):
+            sources.append(read(folder.folder, kind, name))
+            shares.append((1 - data.world) * folder.weight / sum(other.weight for other in folders))
+        return sources[0] if len(sources) == 1 else Mix(sources, shares)
+
+    def read(folder: str, kind: str, name: str) -> Source:
+        from mavcli.data.folders import FolderSource
+
         return FolderSource(
             folder if is_url(folder) else str(base / folder),
             kind,
+            name=name,
             leave_out=data.leave_out,
             keep_bytes=int(data.keep_gb * 1e9),
             report=report,
         )
 
-    source = read(folder, kind)
-    pictures, how = _folder_of(data, "image")
-    return WithStills(source, read(pictures, how)) if stills and pictures is not None else source
+    source = mixed(folders, how)
+    pictures, how = _folders_of(data, "image")
+    return WithStills(source, mixed(pictures, how)) if stills and pictures else source
 
 
-def _folder_of(data: Data, kind: str) -> tuple[str | None, str]:
-    """The folder for `kind` and how it is read: captioned pictures serve where plain ones are wanted and not named."""
+def _folders_of(data: Data, kind: str) -> tuple[tuple[Folder, ...], str]:
+    """The folders for `kind` and how they are read: captioned pictures serve where plain ones are wanted and not named."""
     if kind == "image" and data.image is None and data.pairs is not None:
-        return data.pairs, "pairs"
-    folder: str | None = getattr(data, kind)
-    return folder, kind
+        return data.folders("pairs"), "pairs"
+    return data.folders(kind), kind
+
+
+def _names(folders: Sequence[Folder]) -> list[str]:
+    """How each folder is called where samples are counted: its last part, or all of it where two end alike."""
+    short = [folder.folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders]
+    return [
+        folder.folder if short.count(name) > 1 or name in ("", "world") else name
+        for folder, name in zip(folders, short, strict=True)
+    ]
 
 
 def batch_generator(

@@ -73,7 +73,7 @@ def load_recipe(
     if tree.faults and not isinstance(tree.value, dict):
         raise _error(tree.faults)
     # Kept, so that the digest does not depend on where the recipe lies.
-    as_written = {key: _get(tree.value, key) for key in _PATHS}
+    as_written = {key: _get(tree.value, key) for key in _path_keys(tree.value)}
     _make_paths_absolute(tree, path)
     _spread_training_defaults(tree)
     recipe, faults = _validate(tree)
@@ -232,7 +232,7 @@ def _apply_set(tree: Tree, text: str, sources: list[str]) -> None:
 
 def _make_paths_absolute(tree: Tree, path: Path) -> None:
     """Relative paths belong to the file they stand in; those of flags belong to the working folder."""
-    for key in _PATHS:
+    for key in _path_keys(tree.value):
         value = _get(tree.value, key)
         if not isinstance(value, str) or not value or (key == ("weights", "dir") and _is_family(value)):
             continue
@@ -241,6 +241,16 @@ def _make_paths_absolute(tree: Tree, path: Path) -> None:
         origin = tree.origin(key)
         base = _base_of(origin, path)
         _put(tree.value, key, str((base / Path(value).expanduser()).absolute()))
+
+
+def _path_keys(value: Any) -> Iterator[Key]:
+    """The keys of all paths that a recipe may say, those of a list of folders among them."""
+    for key in _PATHS:
+        named = _get(value, key)
+        if isinstance(named, list):
+            yield from ((*key, i, "folder") for i in range(len(named)))
+        else:
+            yield key
 
 
 def _base_of(origin: Origin, path: Path) -> Path:
@@ -343,6 +353,12 @@ def _words(key: Key, items: Sequence[Any], tree: Tree) -> str:
         either = " or ".join(dict.fromkeys([*_literals(key), *filter(None, others)]))
         return f"{_shown(key, items[0], tree)} must be {either}"
     wanted = list(dict.fromkeys(filter(None, map(_wanted, items))))
+    if len(items) > 1:
+        wanted += [
+            f"a number of {_LIMITS[item['type']]} {_number(next(iter(item['ctx'].values())))}"
+            for item in items
+            if item["type"] in _LIMITS
+        ]
     if len(items) > 1 and wanted:
         return f"{_shown(key, items[0], tree)} must be {' or '.join(wanted)}"
     item = items[0]
@@ -498,9 +514,12 @@ def _digest(recipe: Recipe, as_written: Mapping[Key, Any]) -> str:
 
 def _get(value: Any, key: Key) -> Any:
     for part in key:
-        if not isinstance(value, dict):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part] if part < len(value) else None
+        else:
             return None
-        value = value.get(part)
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -146,11 +146,25 @@ class Output(Spec):
     sheet: bool = Field(True, description="a contact sheet beside the video")
 
 
+class Folder(Spec):
+    """One of several folders that a kind of training data is drawn from."""
+
+    folder: str = Field(
+        min_length=1, description="a folder, tar shards, or a URL of them, as `train.data` has it"
+    )
+    weight: float = Field(1.0, gt=0, description="how often it is drawn from, beside the others of its list")
+
+
 class Data(Spec):
     """Where training data comes from. `world` is the rendered pocket world; the others are folders (relative to the
-    recipe), tar shards (`shards/{000..099}.tar`), or URLs of shards (`s3://`, `https://`, `hf://`)."""
+    recipe), tar shards (`shards/{000..099}.tar`), URLs of shards (`s3://`, `https://`, `hf://`), or lists of such with
+    weights: `video: [{folder: own, weight: 1}, {folder: plain, weight: 9}]`."""
 
-    world: bool = False
+    world: bool | Annotated[float, Field(ge=0, le=1)] = Field(
+        False,
+        description="the share of samples that are rendered, the folders give the rest; `true` is all, whatever folders are named. "
+        "A stage for whose kind of data no folder is named has the world alone",
+    )
     world_actions: dict[str, float] = Field(
         default_factory=dict,
         description="how often an action of the world is drawn for clips, 1 where none is given: what is hard to learn, more often",
@@ -159,17 +173,24 @@ class Data(Spec):
         default_factory=dict,
         description="how often an actor of the world is drawn for pictures and clips, 1 where none is given",
     )
-    image: str | None = Field(None, description="images")
-    pairs: str | None = Field(
+    image: str | tuple[Folder, ...] | None = Field(None, description="images")
+    pairs: str | tuple[Folder, ...] | None = Field(
         None, description="images with captions: .txt, JSONL, CSV, Parquet, or webdataset shards"
     )
-    video: str | None = Field(None, description="video files, any nesting; captions are never read")
+    video: str | tuple[Folder, ...] | None = Field(
+        None, description="video files, any nesting; captions are never read"
+    )
     leave_out: tuple[Literal["static", "duplicate"], ...] = Field(
         (), description="videos that train nothing though they decode; `mav data check` lists them"
     )
     keep_gb: float = Field(
         20.0, ge=0, description="shards behind URLs stay on disk up to this; others are read by range"
     )
+
+    def folders(self, kind: str) -> tuple[Folder, ...]:
+        """What the recipe names for `kind`, image, pairs or video; nothing where it names none."""
+        named: str | tuple[Folder, ...] | None = getattr(self, kind)
+        return (Folder(folder=named),) if isinstance(named, str) else named or ()
 
 
 class FpsCurriculum(Spec):
@@ -253,7 +274,7 @@ class StageTraining(Spec):
         1.0,
         ge=1,
         le=100,
-        description="noise is drawn as if every signal-to-noise ratio were divided by its square; for clips, whose frames repeat each other",
+        description="noise is drawn as if every signal-to-noise ratio were divided by its square; for clips, whose frames repeat each other, and for super-resolution, which is given most of the picture",
     )
     vlb_weight: float = Field(0.001, ge=0, description="lambda of the hybrid loss, with a learned variance")
     motion_weight: float = Field(

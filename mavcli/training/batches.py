@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,37 +72,49 @@ class Batches(Dataset[Batch]):
         if stage.data == "video" and not self._is_still(step):
             return self._video(rngs, step, size)
         if stage.data == "pairs":
-            pairs = [self.source.pair(rng, size) for rng in rngs]
-            pixels = _stack([p[0][None] for p in pairs])
-            return Batch(pixels, captions=tuple(p[1] for p in pairs), first=self.first)
+            sources = [self.source.of(rng, still=True) for rng in rngs]
+            pairs = [source.pair(rng, size) for source, rng in zip(sources, rngs, strict=True)]
+            return Batch(
+                _stack([p[0][None] for p in pairs]),
+                captions=tuple(p[1] for p in pairs),
+                first=self.first,
+                sources=_names(sources),
+            )
         if stage.data == "video":  # stills: as many pictures as a batch of clips has frames
             rngs = [g for rng in rngs for g in rng.spawn(config.frames)]
-            pictures = [self._picture(rng, size)[None] for rng in rngs]
             known = torch.zeros(len(rngs), 1, dtype=torch.bool) if stage.masks else None
-            return Batch(_stack(pictures), known=known, first=self.first * config.frames)
-        return Batch(_stack([self._picture(rng, size)[None] for rng in rngs]), first=self.first)
+            return self._pictures(rngs, size, known=known, first=self.first * config.frames)
+        return self._pictures(rngs, size, known=None, first=self.first)
 
-    def _picture(self, rng: np.random.Generator, size: int) -> np.ndarray:
+    def _pictures(
+        self, rngs: list[np.random.Generator], size: int, *, known: torch.Tensor | None, first: int
+    ) -> Batch:
         full = self.stage.size(self.recipe)
-        picture = self.source.image(rng, full)
-        return _crop(picture[None], size, rng)[0]
+        sources = [self.source.of(rng, still=True) for rng in rngs]
+        pictures = [source.image(rng, full)[None] for source, rng in zip(sources, rngs, strict=True)]
+        cut = [_crop(picture, size, rng) for picture, rng in zip(pictures, rngs, strict=True)]
+        return Batch(_stack(cut), known=known, first=first, sources=_names(sources))
 
     def _video(self, rngs: list[np.random.Generator], step: int, size: int) -> Batch:
         config, stage = self.config, self.stage
         progress = min(1.0, step / max(1, config.steps))
         full = stage.size(self.recipe)
         clips, fps, known, captions, redrawn = [], [], [], [], Redrawn()
+        sources = []
         captioned = stage.told_by_captions(self.recipe)
         for rng in rngs:
             wanted = draw_fps(rng, config.fps, progress)
             caption = ""
-            if config.still_clips and rng.random() < config.still_clips:
-                clip = self._still_clip(rng, full)
+            still = bool(config.still_clips) and rng.random() < config.still_clips
+            source = self.source.of(rng, still=still)
+            if still:
+                clip = self._still_clip(source, rng, full)
             elif captioned:
-                assert isinstance(self.source, WorldSource)  # `check_stage` lets no other come here
-                clip, caption = self.source.captioned_clip(rng, frames=config.frames, fps=wanted, size=full)
+                assert isinstance(source, WorldSource)  # `check_stage` lets no other come here
+                clip, caption = source.captioned_clip(rng, frames=config.frames, fps=wanted, size=full)
             else:
-                clip = self.source.clip(rng, frames=config.frames, fps=wanted, size=full)
+                clip = source.clip(rng, frames=config.frames, fps=wanted, size=full)
+            sources.append(source)
             clips.append(_crop(clip.frames, size, rng))
             fps.append(clip.fps)
             captions.append(caption)
@@ -114,16 +128,21 @@ class Batches(Dataset[Batch]):
             known=torch.from_numpy(np.stack(known)) if known else None,
             first=self.first,
             redrawn=redrawn,
+            sources=_names(sources),
         )
 
-    def _still_clip(self, rng: np.random.Generator, size: int) -> DrawnClip:
-        picture = self.source.image(rng, size)
+    def _still_clip(self, source: Source, rng: np.random.Generator, size: int) -> DrawnClip:
+        picture = source.image(rng, size)
         return DrawnClip(np.repeat(picture[None], self.config.frames, axis=0), STILL_FPS)
 
     def _is_still(self, step: int) -> bool:
         """Whether a video stage sees pictures at this step: a share of the steps, evenly spread."""
         share = self.config.image_batch
         return int((step + 1) * share) > int(step * share)
+
+
+def _names(sources: Sequence[Source]) -> tuple[str, ...]:
+    return tuple(name for source in sources for name in source.names)
 
 
 def _stack(frames: list[np.ndarray]) -> Tensor:

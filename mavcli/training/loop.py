@@ -150,6 +150,8 @@ class _Run:
         few = max(1, self.config.batch_size // _PREVIEW_ROWS)
         self.shown = Batches(source, stage, self.recipe, held_out=True, processes=few)
         self.source, self.redrawn = source, Redrawn()
+        self.drawn = torch.zeros(len(source.names), dtype=torch.int64)
+        """Samples of each of a mix's sources, of all processes, in this run."""
         self.step, self.bad = 0, 0
         self.loss = self.held_out = float("nan")
 
@@ -185,6 +187,7 @@ class _Run:
         if group.first:
             log = Metrics(self.folder, self.step, tensorboard=self.recipe.train.tensorboard)
         seen, since = self.step, time.monotonic()
+        mine = torch.zeros_like(self.drawn)
         with _stop_requested() as received:
             for step, batch in enumerate(loader, self.step):
                 result = self.trainer.step(step, batch)
@@ -197,16 +200,20 @@ class _Run:
                 last = done == config.steps
                 if log is not None:
                     log.count_fps(batch.fps)
+                for name in batch.sources:
+                    mine[self.source.names.index(name)] += 1
                 if done % config.log_every == 0 or last:
                     now = time.monotonic()
                     speed = (done - seen) / (now - since)
                     seen, since = done, now
-                    self._write(log, result, speed)
+                    self._write(log, result, speed, self._count(mine))
                 if done % config.sample_every == 0 or last:
                     self._preview(self.folder / "samples" / f"{done:07d}.png")
                 if done % config.save_every == 0 or last or stop:
                     self.save(log)
                 if stop or last:
+                    self._count(mine)
+                    self._tell_drawn()
                     self._tell_redrawn()
                     self._tell_embeddings()
                 if stop:
@@ -290,6 +297,22 @@ class _Run:
             )
         self.report.warning(f"{what}; the step was skipped ({self.bad} of {self.config.retries} in a row)")
 
+    def _count(self, mine: torch.Tensor) -> dict[str, int]:
+        """How many samples each of a mix's sources gave since the last call, over all processes; `mine` begins anew."""
+        if len(self.source.names) < 2:
+            return {}
+        counts = self.group.sum(mine).long()
+        mine.zero_()
+        self.drawn += counts
+        return dict(zip(self.source.names, counts.tolist(), strict=True))
+
+    def _tell_drawn(self) -> None:
+        whole = int(self.drawn.sum())
+        if len(self.source.names) > 1 and whole:
+            counts = zip(self.source.names, self.drawn.tolist(), strict=True)
+            told = ", ".join(f"{name} {count} ({count / whole:.1%})" for name, count in counts)
+            self.report.message(f"samples drawn in this run: {told}")
+
     def _tell_redrawn(self) -> None:
         """What the clips of all processes and of their workers say of how they were drawn."""
         rate, clip = self.group.sum(torch.tensor([self.redrawn.rate, self.redrawn.clip])).long().tolist()
@@ -313,7 +336,7 @@ class _Run:
             found, made = self.group.sum(torch.tensor(kept.counts)).long().tolist()
             self.report.message(f"embeddings of the frozen towers: {found} were known, {made} were made")
 
-    def _write(self, log: Metrics | None, result: Step, speed: float) -> None:
+    def _write(self, log: Metrics | None, result: Step, speed: float, sources: dict[str, int]) -> None:
         if log is None:
             return
         values: dict[str, Any] = {}
@@ -321,6 +344,8 @@ class _Run:
             values = {"loss": round(self.trainer.smooth, 6), "step_loss": result.loss, "norm": result.norm}
         if fps := log.fps_histogram():
             values["fps"] = fps
+        if sources:
+            values["sources"] = sources
         log.write(
             step=self.step,
             steps=self.config.steps,

@@ -133,7 +133,7 @@ def super_resolution_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
     schedule = _schedule(task)
     x0 = pictures(task, batch)
     low_res, level = degraded(task, x0, draws)
-    t, noise = _draw(task, x0, draws)
+    t, noise = _draw(task, x0, draws, shift_pictures=True)
     condition = Condition(
         low_res=low_res,
         noise_level=level.to(task.device) if _unet(task).spec.noise_level else None,
@@ -196,12 +196,12 @@ def _first_pictures(task: Task, batch: Batch) -> Tensor:
     return to_float(batch.pixels[:, 0].to(task.device))
 
 
-def _draw(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Diffusion steps (b,), those of clips shifted, and noise of x0's shape."""
+def _draw(task: Task, x0: Tensor, draws: Draws, *, shift_pictures: bool = False) -> tuple[Tensor, Tensor]:
+    """Diffusion steps (b,), those of clips shifted (and of pictures, where that is said), and noise of x0's shape."""
     schedule, config = _schedule(task), task.config
     strata = config.batch_size if config.timesteps == "stratified" else 1
     t = draws.integers(schedule.spec.timesteps, strata=strata)
-    if x0.ndim == 5 and x0.shape[1] > 1:
+    if x0.ndim == 5 and (shift_pictures or x0.shape[1] > 1):
         t = schedule.shifted(t, config.shift)
     return t, draws.normal(x0.shape, device=x0.device)
 

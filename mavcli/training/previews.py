@@ -150,6 +150,8 @@ def seen(
         rows.append(x0[i])
         labels += [f"{f / fps:.2f} s" if fps else f"picture {i}" for f in range(x0.shape[1])]
         words = [f"sample {i}: {x0.shape[1]} x {x0.shape[-1]} px"]
+        if len(source.names) > 1:
+            words.append(f"from {batch.sources[i]}")
         if fps:
             words.append(f"{fps:.2f} fps")
         if batch.captions:

@@ -26,7 +26,7 @@ class Batch:
 
     Clips have captions where those tell them (`told_by: caption`), and what is told by its first frame has an empty one.
     `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
-    were drawn again.
+    were drawn again, `sources` which of a mix's sources each row is from.
     """
 
     pixels: Tensor
@@ -35,6 +35,7 @@ class Batch:
     known: Tensor | None = None
     first: int = 0
     redrawn: Redrawn = field(default=Redrawn())
+    sources: tuple[str, ...] = ()
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop)."""
@@ -44,6 +45,7 @@ class Batch:
             None if self.fps is None else self.fps[start:stop],
             None if self.known is None else self.known[start:stop],
             self.first + start,
+            sources=self.sources[start:stop],
         )
 
 

@@ -159,7 +159,7 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
             f"`{key}.sam_rho` wants each process's own gradient, which `sharding: fsdp` never holds whole",
             hint=f"--set {key}.sharding=ddp",
         )
-    if stage.told_by_captions(recipe) and not recipe.train.data.world:
+    if stage.told_by_captions(recipe) and recipe.train.data.world != 1:
         raise RecipeError(
             f"`{key}.told_by` is `caption`, and captions of clips are known of the rendered world only",
             hint="leave it out, your clips need no words; or `--set train.data.world=true`",
