@@ -310,7 +310,8 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
                 continue  # the schema's own word on unknown stages, which has no line
             groups.setdefault(key, []).append(item)
         for path, items in groups.items():
-            if any(other[:-1] == path and isinstance(other[-1], int) for other in groups):
+            below = [other[len(path)] for other in groups if other[: len(path)] == path and other != path]
+            if any(isinstance(part, int) for part in below):
                 continue  # it may be a list or something else, and is a list: only what is wrong in it is told
             if not any(path[:length] in known for length in range(1, len(path) + 1)):
                 faults.append(Fault(tree.origin(path), path, _words(path, items, tree)))

@@ -189,10 +189,15 @@ def _data(done: Exported, recipe: Recipe | None, data: str | None) -> Iterator[s
     if video:
         yield f"{', '.join(f'`{r}`' for r in video)} learned from clips without any words (section 3.2)."
     if recipe is not None:
-        told = recipe.train.data.model_dump(exclude_defaults=True)
-        sources = {
-            k: Path(v).name if isinstance(v, str) else v for k, v in told.items()
-        }  # no path of the publisher's
+        trained = recipe.train.data
+        sources = trained.model_dump(exclude_defaults=True)
+        for kind in ("image", "pairs", "video"):  # no path of the publisher's
+            names = [Path(folder.folder).name for folder in trained.folders(kind)]
+            if isinstance(sources.get(kind), str):
+                sources[kind] = names[0]
+            elif names:
+                weights = [folder.weight for folder in trained.folders(kind)]
+                sources[kind] = dict(zip(names, weights, strict=True))
         yield f"The recipe's data: `{json.dumps(sources)}`."
     yield ""
 

@@ -235,3 +235,41 @@ def test_an_unknown_recipe_comes_with_the_nearest(tmp_path: Path) -> None:
         find_recipe(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="is a folder"):
         find_recipe(tmp_path)
+
+
+def test_data_are_mixed_by_shares_and_weights_each_fault_with_its_line(tmp_path: Path) -> None:
+    text = """\
+train:
+  data:
+    world: 0.4
+    video:
+      - {folder: own, weight: 2}
+      - {folder: plain}
+    image: pictures
+"""
+    data = load_recipe(write(tmp_path, text)).recipe.train.data
+    assert data.world == 0.4 and [folder.weight for folder in data.folders("video")] == [2, 1]
+    assert [folder.folder for folder in data.folders("video")] == [
+        str(tmp_path / "own"),
+        str(tmp_path / "plain"),
+    ]
+    assert [folder.folder for folder in data.folders("image")] == [str(tmp_path / "pictures")]
+    assert data.folders("pairs") == ()
+    for old, new, fault in (
+        ("0.4", "1.4", "3: train.data.world: `1.4` must be `true` or `false` or a number of at most 1"),
+        ("0.4", "half", "3: train.data.world: `half` must be `true` or `false` or a number"),
+        ("weight: 2", "weight: 0", "5: train.data.video.0.weight: `0` must be greater than 0"),
+        ("weight: 2", "share: 2", "5: train.data.video.0.share: unknown key, the keys here are `folder`, `weight`"),
+        ("{folder: plain}", "{weight: 2}", "6: train.data.video.1.folder: is missing"),
+        ("pictures", "3", "7: train.data.image: `3` must be text (put it in quotes) or a list"),
+    ):  # fmt: skip
+        assert faults(write(tmp_path, text.replace(old, new))) == [f"r.yaml:{fault}"]
+
+
+def test_the_folders_of_a_list_do_not_change_the_digest_with_where_the_recipe_lies(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    text = "name: x\ntrain: {data: {world: 0.4, video: [{folder: own, weight: 2}]}}"
+    first, other = (load_recipe(write(tmp_path, text, name)) for name in ("r.yaml", "elsewhere/r.yaml"))
+    assert first.sha256 == other.sha256 and first.recipe != other.recipe
+    shown = "\n".join("  " * depth + line for depth, _, line in as_yaml(first.recipe))
+    assert load_recipe(write(tmp_path, shown, "shown.yaml")).recipe == first.recipe

@@ -189,6 +189,8 @@ def test_the_card_tells_what_it_is_given_and_no_path_of_the_publisher(
         tiny,
         "--set",
         "train.data.video=/home/me/secret clips",
+        "--set",
+        "train.data.image=[{folder: /home/me/secret pictures, weight: 2}]",
         "--metrics",
         tmp_path / "m.json",
     )
@@ -207,6 +209,7 @@ def test_the_card_tells_what_it_is_given_and_no_path_of_the_publisher(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "4,211 clips of my own" in card and "| fvd.value | 123.457 |" in card
     assert "/home/me" not in card and str(tiny.parent) not in card and "secret clips" in card
+    assert '"image": {"secret pictures": 2.0}' in card
     assert "`decoder_t` are untrained" in card and "per frame from the image network 0" in card
     assert "learned from clips without any words" in card
     lines = card.splitlines()
