@@ -42,8 +42,14 @@ class InputError(MavError):
     exit_code = 4
 
 
+class NotReadError(InputError):
+    """A file could not be read this time: no permission, no free file handle, a disk or a decoder that failed. Nothing is
+    known of what is in it, so nothing may be kept of it.
+    """
+
+
 class OutOfMemoryError(MavError):
-    """The device ran out of memory after every fallback."""
+    """The device or the machine ran out of memory after every fallback."""
 
     exit_code = 5
 
@@ -66,11 +72,13 @@ class BatchError(MavError):
     exit_code = 8
 
 
-class Interrupted(MavError):
-    """SIGINT (130) or SIGTERM (143) arrived and the state was saved."""
-
-    exit_code = 130
+class Interrupted(BaseException):
+    """SIGINT (130) or SIGTERM (143) arrived. No `Exception`: whoever catches what a file or a library does wrong must not take
+    the wish to stop for it. `message` and `hint` are MavError's.
+    """
 
     def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 130) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
         self.exit_code = exit_code

@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "report": 0,
     "files": 0,
+    "stopping": 0,
     "specs": 1,
     "models": 2,
     "diffusion": 2,

@@ -22,6 +22,8 @@ import typer
 import typer.core
 import typer.main
 
+from mavcli import stopping
+from mavcli.cli import signals
 from mavcli.cli.console import Failure, failure_of, save_traceback, show_failure
 from mavcli.errors import Interrupted, UsageError
 
@@ -140,8 +142,11 @@ def _mav(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing escapes but a wish for a traceback."""
     try:
-        outcome = typer.main.get_command(app).main(list(arguments), prog_name="mav", standalone_mode=False)
-        sys.stdout.flush()
+        with signals.raising():
+            outcome = typer.main.get_command(app).main(
+                list(arguments), prog_name="mav", standalone_mode=False
+            )
+            sys.stdout.flush()
         if outcome == 130:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
         return outcome if isinstance(outcome, int) else 0
@@ -152,6 +157,9 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
+        wish = stopping.asked()
+        if wish is not None and not isinstance(error, Interrupted):
+            error = wish  # foreign code made something else of it
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error))
             return 2
@@ -173,11 +181,6 @@ def _with_traceback(failure: Failure, error: BaseException) -> Failure:
     path = save_traceback(error)
     hint = f"the traceback is in {path}" if path else "MAV_DEBUG=1 shows the traceback"
     return Failure(failure.exit_code, failure.message, hint)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    # Unlike Python's default, this lets every `finally` run: no half files.
-    raise Interrupted("terminated", exit_code=128 + number)
 
 
 def _collect_less() -> None:
@@ -214,10 +217,11 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminated)
+    signals.listen()
     _collect_less()
     _spin_less()
     codes: list[int] = []
     atexit.register(_end_at_once, codes)  # first of all, so that it runs last
     codes.append(run(sys.argv[1:]))
+    signals.end_by_default()
     sys.exit(codes[0])

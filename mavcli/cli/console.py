@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from mavcli.errors import MavError
+from mavcli import stopping
+from mavcli.errors import Interrupted, MavError
 from mavcli.recipe.share import cache_dir
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ class Console:
         self._draw()
 
     def stage(self, name: str, total: float) -> None:
+        stopping.check()
         self._clock.stage(clean(name), total)
         self._draw()
 
     def advance(self, amount: float = 1) -> None:
+        stopping.check()
         self._clock.advance(amount)
         self._draw()
 
@@ -221,7 +224,7 @@ class Failure:
 
 def failure_of(error: BaseException) -> Failure:
     """Exception -> exit code, message and hint; whatever is not foreseen is a bug."""
-    if isinstance(error, MavError):
+    if isinstance(error, MavError | Interrupted):
         return Failure(error.exit_code, error.message, error.hint)
     if isinstance(error, KeyboardInterrupt):
         return Failure(130, "interrupted")

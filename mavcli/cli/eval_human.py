@@ -9,7 +9,7 @@ import typer
 
 from mavcli.cli.console import Console, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption
-from mavcli.errors import counted
+from mavcli.errors import Interrupted, counted
 
 if TYPE_CHECKING:
     from mavcli.evaluation.human import Study
@@ -110,8 +110,10 @@ def human(
         console.result_object({"url": server.url, "pairs": len(pairs), "study": study.id, "votes": str(file)})
         try:
             server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
+        except Interrupted as stopped:
             console.message(f"{counted(len(book), 'vote')}; `--tally` counts them")
+            if stopped.exit_code != 130:  # Ctrl-C is how one ends it, SIGTERM is not
+                raise
         finally:
             server.server_close()
 

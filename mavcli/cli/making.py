@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mavcli import stopping
 from mavcli.cli.console import Console, cache_dir, duration, table
-from mavcli.errors import InputError, Interrupted, MavError, UsageError
+from mavcli.errors import InputError, MavError, UsageError
 from mavcli.report import Report
 
 if TYPE_CHECKING:
@@ -199,9 +200,8 @@ class Session:
                 else:
                     assert cascade is not None
                     told = self._make(job, cascade)
-            except Interrupted:
-                raise
             except MavError as error:
+                stopping.check()  # what was being stopped says nothing true of an item
                 if not batch:
                     raise
                 label = job.item.prompt or job.item.stem

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mavcli.cli.console import Console
-from mavcli.errors import MavError
+from mavcli.errors import Interrupted, MavError
 
 if TYPE_CHECKING:
     from mavcli.evaluation.shards import Shard
@@ -24,7 +24,7 @@ def open_ranks(device: str, *, quiet: bool, json: bool) -> Iterator[tuple[Shard,
     with open_shard(device) as shard, Console(quiet=quiet or not shard.leads, json=json) as console:
         try:
             yield shard, console
-        except MavError as error:
+        except (MavError, Interrupted) as error:
             if shard.leads:
                 raise
             raise SystemExit(error.exit_code) from error

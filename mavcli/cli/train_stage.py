@@ -12,6 +12,7 @@ import typer
 
 from mavcli.cli.console import Console
 from mavcli.cli.options import BackendOption, DryRunOption, JsonOption, QuietOption, SetOption
+from mavcli.errors import Interrupted
 
 if TYPE_CHECKING:
     from mavcli.recipe.load import LoadedRecipe
@@ -176,7 +177,7 @@ def _train(
                 allow=allow,
                 command=shlex.join(["mav", *sys.argv[1:]]),
             )
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         if place is None:
             raise
         failure = failure_of(error)

@@ -224,10 +224,11 @@ def measure(
             _measure_batch(folder, network, choice, missing, faults, store, pool, workers, shard)
             done += len(numbers)
             report.advance(len(numbers) * shard.size)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
             f"interrupted, {done} of {len(folder)} clips of `{folder.root}` are measured and kept",
             hint="the same command goes on from there",
+            exit_code=getattr(error, "exit_code", 130),
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -85,7 +85,7 @@ def leave_failure(error: MavError, *, rank: int, lost: bool) -> bool:
 
 def _first_failure(
     folder: Path, processes: int, failed: Mapping[int, int], *, signal_number: int | None = None
-) -> MavError:
+) -> MavError | Interrupted:
     told = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
     causes = sorted((t for t in told.values() if not t["lost"]), key=lambda t: t["time"])
     if causes:
