@@ -252,13 +252,20 @@ _DISK = {
     errno.EACCES: "write elsewhere with -o, or change the permissions",
     errno.EPERM: "write elsewhere with -o, or change the permissions",
     errno.EROFS: "write elsewhere with -o",
+    errno.EIO: "the disk or the network fails: look at the system's log",
+    errno.ESTALE: "the disk or the network fails: look at the system's log",
+    errno.EMFILE: "`ulimit -n 4096` lets a process open more files",
+    errno.ENFILE: "end programs that hold many files open",
 }
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("can't allocate memory", "can't start new thread")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _plain_usage(text: str) -> str:

@@ -54,6 +54,8 @@ def raising() -> Iterator[None]:
         yield
     finally:
         _running = False
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

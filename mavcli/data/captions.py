@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mavcli.errors import InputError
+from mavcli.media.passing import not_read
 
 TEXT_FILES = (".txt", ".caption", ".json")
 """Endings of files that hold the text of one picture."""
@@ -84,7 +85,7 @@ def read_lines(path: Any) -> list[tuple[int, str]]:
         with open(path, "rb") as file:
             return text_lines(file.read(), str(path))
     except OSError as error:
-        raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
+        not_read(str(path), error)
 
 
 def not_utf8(name: str, line: int, head: bytes) -> InputError:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,16 +27,25 @@ from typing import IO, Any, Literal
 import av
 import PIL
 
+from mavcli import stopping
 from mavcli.data.places import Place
-from mavcli.data.scan import Facts, scan
+from mavcli.data.scan import MEMORY, PATIENCE, Facts, passing, scan
+from mavcli.errors import counted
 from mavcli.media.image import move_into_place, temporary_name
 from mavcli.recipe.share import cache_dir
 
-FORMAT = 2
-"""Of the cache file and of the facts in it; another number, PyAV or Pillow, and everything is read again."""
+FORMAT = 3
+"""Of the cache file and of the facts in it; another number, PyAV or Pillow, and everything is read again. What formats 1 and
+2 kept of files that could not be read for a while is not believed."""
 STALL = 300.0
 """Seconds without a sign of life after which a decoder is given up: it waits for a disk that does not answer."""
 _SAVE_EVERY = 60.0
+_CRASHES = frozenset(
+    -getattr(signal, name)
+    for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
+    if hasattr(signal, name)
+)
+"""Ends of a decoder that a file can cause; by any other it was killed from outside."""
 _FEW = 64
 """Pictures that are decoded here: it takes less time than a process, and Pillow is not known to crash."""
 
@@ -137,7 +147,10 @@ class Index:
 def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress | None = None,
             keep_bytes: int = 20 << 30, workers: int | None = None, stall: float = STALL,
             again: bool = False) -> tuple[list[Facts], str | None]:  # fmt: skip
-    """The facts of every place, in order, from the cache or by decoding; and why they could not be kept, or None.
+    """The facts of every place, in order, from the cache or by decoding; and what the user should know of it, or None.
+
+    Only facts of the bytes are kept: what could not be read this time, or not because the process was being stopped, is
+    read again the next time.
 
     `progress(done, of)` counts all places. `workers` is the number of processes, by default one for each free core;
     `again` believes nothing that was kept; `keep_bytes` bounds the copies of shards behind URLs.
@@ -149,7 +162,7 @@ def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress
             index.load()
         stamps = [_stamp(place) for place in places]
         found = [
-            {"reason": "is gone"} if stamp is None else index.get(place.name, stamp)
+            {"reason": "is gone", "passing": True} if stamp is None else index.get(place.name, stamp)
             for place, stamp in zip(places, stamps, strict=True)
         ]
         todo = [i for i, facts in enumerate(found) if facts is None]
@@ -158,10 +171,11 @@ def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress
         changed = index.keep_only({place.name for place in places}) or bool(todo)
         try:
             for i, facts in _decode_here(places, todo, kind, workers, stall, keep_bytes):
+                stopping.check()
                 stamp = _stamp(places[i])
                 if stamp is None or stamp != stamps[i]:
-                    facts = {"reason": "changed while it was read"}
-                else:
+                    facts = {"reason": "changed while it was read", "passing": True}
+                elif "passing" not in facts:
                     index.put(places[i].name, stamp, facts)
                 found[i] = facts
                 done += 1
@@ -172,7 +186,20 @@ def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress
         finally:  # what an interrupted reading found is not lost
             if changed:
                 index.save()
-    return [facts for facts in found if facts is not None], index.note
+    known = [facts for facts in found if facts is not None]
+    return known, "; ".join(filter(None, [index.note, _unread(known)])) or None
+
+
+def _unread(found: Sequence[Facts]) -> str | None:
+    """`2 of 60 files could not be read this time and are left out: 2 x permission denied`, or None."""
+    why = [str(facts["reason"]).removeprefix(passing("")["reason"]) for facts in found if "passing" in facts]
+    if not why:
+        return None
+    causes = ", ".join(f"{count} x {cause}" for cause, count in Counter(why).most_common(5))
+    return (
+        f"{len(why)} of {counted(len(found), 'file')} could not be read this time and "
+        f"{'is' if len(why) == 1 else 'are'} left out until the next: {causes}"
+    )
 
 
 def _decode_here(places: Sequence[Place], todo: list[int], kind: Kind, workers: int | None, stall: float,
@@ -196,7 +223,7 @@ def _decode_here(places: Sequence[Place], todo: list[int], kind: Kind, workers: 
 
 def decode_all(places: Sequence[Place], *, kind: Kind, workers: int | None = None,
                stall: float = STALL) -> Iterator[tuple[int, Facts]]:  # fmt: skip
-    """(number of the place, its facts) as they come. A decoder that crashes or stalls gives a `reason`."""
+    """(number of the place, its facts) as they come. A decoder that stalls, or ends twice over a file, gives a `reason`."""
     if kind == "image" and len(places) <= _FEW:
         yield from ((number, scan(place, kind)) for number, place in enumerate(places))
         return
@@ -208,18 +235,32 @@ def decode_all(places: Sequence[Place], *, kind: Kind, workers: int | None = Non
 
     def serve() -> None:
         decoder: _Decoder | None = None
+
+        def ask(number: int) -> Facts:
+            """Twice where the decoder ends over it: what ended it may have come from outside."""
+            nonlocal decoder
+            before: Facts | None = None
+            while True:
+                decoder = decoder or _Decoder()
+                facts = decoder.facts(number, places[number], kind, stall, stop)
+                if decoder.living:
+                    return facts
+                ended = decoder.ended
+                decoder.close()
+                decoder = None
+                if ended is None or stop.is_set():
+                    return facts
+                if before is not None:
+                    return facts if facts == before else passing("its decoder ended in two ways")
+                before = facts
+
         try:
             while not stop.is_set():
                 try:
                     number = jobs.get_nowait()
                 except queue.Empty:
                     return
-                decoder = decoder or _Decoder()
-                facts = decoder.facts(number, places[number], kind, stall, stop)
-                if not decoder.living:
-                    decoder.close()
-                    decoder = None
-                answers.put((number, facts))
+                answers.put((number, ask(number)))
         except BaseException as error:  # raised again where the answers are read
             answers.put(error)
         finally:
@@ -250,6 +291,8 @@ class _Decoder:
         package = Path(__file__).resolve().parents[2]
         paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.living = True
+        self.ended: int | None = None
+        """The exit code of a process that ended over a file."""
         self._rest = b""
         self._process = subprocess.Popen(
             # -P: the working folder may hold a numpy.py
@@ -276,27 +319,24 @@ class _Decoder:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
         heard = time.monotonic()
-        frames = 0
         while not stop.is_set():
             line = self._line(min(0.5, stall))
             if line is None:
                 if time.monotonic() - heard > stall:
                     self.living = False
-                    return {"reason": f"could not be read for {stall:g} s"}
+                    return passing(f"nothing came for {stall:g} s")
                 continue
             if line == b"":
                 self.living = False
-                ended = self._process.wait()
-                how = "hang" if ended == -getattr(signal, "SIGPROF", 0) else "crash"
-                return {"reason": f"made the decoder {how} after {frames} frames"}
+                self.ended = self._process.wait()
+                return _end_in_words(self.ended)
             heard = time.monotonic()
             answer = json.loads(line)
             if "facts" in answer:
                 found: Facts = answer["facts"]
                 return found
-            frames = answer["frames"]
         self.living = False
-        return {"reason": "was not read: interrupted"}
+        return passing("interrupted")
 
     def close(self) -> None:
         self._process.kill()
@@ -318,6 +358,28 @@ class _Decoder:
                 return None
         line, self._rest = self._rest.split(b"\n", 1)
         return line
+
+
+def _end_in_words(code: int) -> Facts:
+    """What the end of a decoder says of the file that it was reading: a crash is the file's, where memory was not limited."""
+    if code in _CRASHES and not _limited():
+        return {"reason": "makes the decoder crash"}
+    if code == -getattr(signal, "SIGPROF", 0):
+        return {"reason": f"makes the decoder compute for {PATIENCE:g} s without a frame"}
+    if code >= 0:
+        return passing(f"its decoder ended with exit code {code}")
+    memory = "; a machine that runs out of memory does that" if code == -getattr(signal, "SIGKILL", 0) else ""
+    return passing(f"its decoder was ended by {signal.Signals(-code).name}{memory}")
+
+
+def _limited() -> bool:
+    """Whether this process may take less memory than a decoder wants, as under `ulimit -v`."""
+    with suppress(ImportError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        return limit != resource.RLIM_INFINITY and limit < MEMORY
+    return False
 
 
 def _stamp(place: Place) -> list[int] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mavcli.errors import InputError
 from mavcli.media.image import describe, hint_for
+from mavcli.media.passing import not_read
 
 IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 """Endings of still images."""
@@ -122,7 +123,7 @@ def read_bytes(place: Place) -> bytes:
             file.seek(place.offset)
             data = file.read(-1 if place.size is None else place.size)
     except OSError as error:
-        raise InputError(f"cannot read `{place.path}`: {(error.strerror or str(error)).lower()}") from error
+        not_read(place.path, error)
     if place.size is not None and len(data) != place.size:
         raise InputError(f"`{place.path}` ends inside of `{place.name}`", hint="copy or download it again")
     return data

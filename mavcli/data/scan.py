@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import sys
 import time
 import zlib
@@ -29,10 +30,10 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from mavcli.data.places import Place, media
-from mavcli.errors import InputError
+from mavcli.errors import InputError, NotReadError, OutOfMemoryError
 from mavcli.media.image import read_image
 from mavcli.media.scenes import Scenes
-from mavcli.media.video import Media, read_video, survey
+from mavcli.media.video import Damage, Media, read_video, survey
 
 MAX_FRAMES = 500_000
 """Of one file: four hours at 30 frames a second."""
@@ -105,26 +106,60 @@ def unpack_times(text: str) -> NDArray[np.float64]:
 def scan(place: Place, kind: str, *, alive: Callable[[int], None] | None = None) -> Facts:
     """The facts of a place and the SHA-256 of its bytes.
 
-    What cannot be used gives `{"reason": ...}`, in words that go on after its name.
+    What cannot be used gives `{"reason"}`, in words that go on after its name; what could not be read this time has
+    `"passing": True` too, and says nothing of the bytes. A file is called damaged only when all its bytes could be read
+    and a second look found the same.
     """
+    first = _look(place, kind, alive)
+    if "passing" in first or not _faulty(first):
+        return first
+    second = _look(place, kind, alive)
+    if second == first or "passing" in second or not _faulty(second):
+        return second
+    return passing("it decodes to something else each time")
+
+
+def passing(why: str) -> Facts:
+    """What is known of a file that could not be read this time: nothing."""
+    return {"reason": f"could not be read this time: {why}", "passing": True}
+
+
+def _faulty(facts: Facts) -> bool:
+    return "reason" in facts or any(isinstance(warning, Damage) for warning in facts.get("warnings", ()))
+
+
+def _look(place: Place, kind: str, alive: Callable[[int], None] | None) -> Facts:
+    found: Path | bytes | None = None
     try:
         found = media(place)
-        if isinstance(found, Path) and not found.is_file():  # a pipe would be waited for
-            raise InputError("is not a regular file")
+        if isinstance(found, Path) and not stat.S_ISREG(os.stat(found).st_mode):  # a pipe would be waited for
+            return {"reason": "is not a regular file"}
         facts = video_facts(found, alive=alive) if kind == "video" else image_facts(found)
         facts["sha256"] = _sha256(found, alive)
+    except (NotReadError, OutOfMemoryError) as error:
+        return passing(_without_names(error.message, place).removeprefix("cannot read : "))
     except InputError as error:
-        words = error.message
-        for name in (place.path, "video", "image"):
-            words = words.replace(f"`{name}`", "", 1)
-        return {"reason": " ".join(words.split())}
+        facts = {"reason": _without_names(error.message, place)}
     except MemoryError:
-        return {"reason": f"needs more than {MEMORY >> 30} GiB of memory to decode"}
+        return passing("out of memory")
+    except ImportError as error:  # no file handle was left for it
+        return passing(str(error))
     except OSError as error:
-        return {"reason": f"cannot be read: {(error.strerror or str(error)).lower()}"}
+        return passing((error.strerror or str(error)).lower())
     except Exception as error:  # a damaged file must not end the whole scan; the table shows what it did
-        return {"reason": f"makes the decoder fail: {type(error).__name__}: {error}"[:200]}
+        facts = {"reason": f"makes the decoder fail: {type(error).__name__}: {error}"[:200]}
+    if "reason" in facts and found is not None:
+        try:
+            _sha256(found, alive)
+        except OSError as error:  # what a decoder calls damage may be a disk that fails
+            return passing((error.strerror or str(error)).lower())
     return facts
+
+
+def _without_names(words: str, place: Place) -> str:
+    for name in (place.path, "video", "image"):
+        words = words.replace(f"`{name}`", "", 1)
+    return " ".join(words.split())
 
 
 def _sha256(media: Path | bytes, alive: Callable[[int], None] | None) -> str:

@@ -24,6 +24,7 @@ from mavcli.data.index import Index
 from mavcli.data.places import Listing, Place, is_packed, is_url
 from mavcli.errors import InputError
 from mavcli.media.image import describe, disk_error, hint_for, temporary_name
+from mavcli.media.passing import not_read
 from mavcli.recipe.share import cache_dir
 
 MAX_MEMBER = 1 << 30
@@ -208,6 +209,8 @@ def read_shard(path: str) -> Shard:
                             if words is not None:
                                 shard.captions[name] = words
     except (tarfile.TarError, OSError, ValueError, RecursionError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno:  # tarfile's own have no number
+            not_read(path, error)
         if not shard.members:
             found = describe(path)
             raise InputError(

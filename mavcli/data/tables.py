@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mavcli.data.captions import CAPTION_COLUMNS, BadTextError, not_utf8, words
 from mavcli.data.places import Place
 from mavcli.errors import InputError, counted
+from mavcli.media.passing import not_read
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Endings of tables."""
@@ -189,9 +190,7 @@ class Table:
                         raw = raw.removeprefix(b"\xef\xbb\xbf")
                     yield number, raw.decode("utf-8", "surrogateescape")
         except OSError as error:
-            raise InputError(
-                f"cannot read `{self.path}`: {(error.strerror or str(error)).lower()}"
-            ) from error
+            not_read(str(self.path), error)
 
     def _parquet_rows(self) -> Iterator[Row]:
         """An image column holds names, bytes, or `{"bytes", "path"}` as Hugging Face's data sets have it."""
@@ -246,7 +245,10 @@ def _open(path: Path) -> Any:
         ) from error
     try:
         return ParquetFile(path)
+    except MemoryError:
+        raise
     except Exception as error:  # pyarrow has exceptions of its own for each kind of damage
+        _refuse_passing(path, error)
         raise InputError(
             f"`{path}` is not a Parquet table that can be read: {_words(error)}", hint="copy it again"
         ) from error
@@ -255,11 +257,19 @@ def _open(path: Path) -> Any:
 def _column(path: Path, table: Any, group: int, column: str, *, whole: bool = False) -> Any:
     try:
         read = table.read_row_group(group, columns=[column]).column(0).combine_chunks()
+    except MemoryError:
+        raise
     except Exception as error:
+        _refuse_passing(path, error)
         raise InputError(
             f"`{path}` is damaged in row group {group}: {_words(error)}", hint="copy it again"
         ) from error
     return read if whole else read.to_pylist()
+
+
+def _refuse_passing(path: Path, error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno:  # pyarrow's own have no number
+        not_read(str(path), error)
 
 
 def _words(error: Exception) -> str:

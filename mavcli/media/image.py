@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from mavcli.errors import DiskError, InputError
+from mavcli import stopping
+from mavcli.errors import DiskError, InputError, MavError, NotReadError, OutOfMemoryError
 from mavcli.media.frames import MAX_PIXELS, Frames, check_size
+from mavcli.media.passing import not_read, refuse_passing
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; the rest of Pillow's formats (PDF, EPS, FITS, ...) is attack surface that nobody needs here."""
@@ -60,15 +62,14 @@ def read_image(source: str | os.PathLike[str] | bytes, *, background: tuple[int,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF tags nobody needs to hear
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            _ready()
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check_size(name, *image.size)
                 image.load()
                 return _to_rgb(image, background)
-    except InputError:
+    except MavError:
         raise
-    except (
-        Exception
-    ) as error:  # decoders of damaged files raise whatever comes: SyntaxError, struct.error, MemoryError
+    except Exception as error:  # decoders of damaged files raise whatever comes: SyntaxError, struct.error
         raise _unreadable(name, error) from error
 
 
@@ -82,11 +83,14 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF tags nobody needs to hear
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            _ready()
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 # Pillow decodes a whole PNG to look for EXIF behind the pixels, where nobody puts it
                 known = image.format != "PNG" or "exif" in image.info
                 turned = known and image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
+    except MavError:
+        raise
     except Exception as error:  # as in read_image
         raise _unreadable(name, error) from error
     check_size(name, width, height)
@@ -245,7 +249,25 @@ def disk_error(target: Path, error: OSError) -> DiskError:
     )
 
 
+def _ready() -> None:
+    """Load Pillow's decoders; what it cannot load, for want of file handles, it leaves out in silence."""
+    if not Image.OPEN.keys() >= set(FORMATS):
+        Image.init()
+    missing = [name for name in FORMATS if name not in Image.OPEN]
+    if missing:
+        raise NotReadError(f"Pillow could not load its decoder of {missing[0]} images this time")
+
+
 def _unreadable(name: str, error: Exception) -> InputError:
+    """What is wrong with the bytes; raises OutOfMemoryError or NotReadError where they are not to blame."""
+    stopping.check()
+    refuse_passing(name, error)
+    if isinstance(error, MemoryError):
+        raise OutOfMemoryError(f"out of memory while reading `{name}`") from error
+    if isinstance(error, OSError) and error.errno:  # Pillow's own have no number
+        not_read(name, error)
+    if isinstance(error, ImportError):
+        raise NotReadError(f"cannot read `{name}`: {error}") from error
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return InputError(
             f"`{name}` unpacks to more than {MAX_PIXELS // 10**6} MP", hint="scale it down first"
@@ -280,7 +302,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read `{file}`: {(error.strerror or str(error)).lower()}") from error
+        not_read(str(file), error)
 
 
 def _head(path: str | os.PathLike[str]) -> bytes:
@@ -294,7 +316,9 @@ def _head(path: str | os.PathLike[str]) -> bytes:
             raise InputError(f"`{file}` is not a regular file")
         with open(file, "rb") as stream:
             return stream.read(512)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except OSError as error:
+        not_read(str(file), error)
+    except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read `{file}`: {_one_line(error)}") from error
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import threading
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFile
 
+from mavcli import stopping
 from mavcli.data import index as indexing
+from mavcli.data import scan as scanning
 from mavcli.data.clips import VideoFolder
 from mavcli.data.index import Index, decode_all, indexed
 from mavcli.data.places import Place
-from mavcli.data.scan import pack, unpack
-from mavcli.media.video import write_video
+from mavcli.data.scan import pack, passing, scan, unpack
+from mavcli.errors import Interrupted
+from mavcli.media import passing as passing_conditions
+from mavcli.media.video import Damage, write_video
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def test_a_damaged_cache_is_made_again_and_never_believed(harm, folder, cache, d
         harmed = data.replace(b'"rate":"8"', b'"rate":"9"')
         assert harmed != data
     elif harm == "older":
-        harmed = data.replace(b'"format": 2', b'"format": 1')
+        harmed = data.replace(b'"format": 3', b'"format": 2')
         assert harmed != data
     else:
         middle = len(data) // 2
@@ -121,20 +128,121 @@ def test_decoders_that_hang_or_die_are_replaced_and_the_rest_goes_on(folder):
     os.mkfifo(folder / "pipe")  # opening it for reading waits for ever
     good = [Place(f"{n}.mkv", str(folder / f"{n}.mkv")) for n in "ab"]
     waits = Place("pipe", str(folder / "pipe"), 0, 10)
-    found = dict(decode_all([good[0], waits, good[1]], kind="video", workers=1, stall=10))
-    assert found[1] == {"reason": "could not be read for 10 s"}
+    found = dict(decode_all([good[0], waits, good[1]], kind="video", workers=1, stall=5))
+    assert found[1] == passing("nothing came for 5 s")
     assert found[0]["rate"] == found[2]["rate"] == "8"
 
 
-def test_a_dead_decoder_gives_a_reason(folder):
-    decoder = indexing._Decoder()
-    decoder._process.kill()
-    place = Place("a.mkv", str(folder / "a.mkv"))
-    assert decoder.facts(0, place, "video", 60.0, threading.Event()) == {
-        "reason": "made the decoder crash after 0 frames"
-    }
-    assert not decoder.living
-    decoder.close()
+def ending(kill: int, times: int) -> type[indexing._Decoder]:
+    """A decoder's class whose first `times` processes end by a signal over their first job."""
+    left = [times]
+
+    class Ending(indexing._Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            if left[0]:
+                left[0] -= 1
+                self._process.send_signal(kill)
+                self._process.wait()
+
+    return Ending
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_decoder_killed_from_outside_says_nothing_of_its_file(kill, folder, cache, monkeypatch):
+    monkeypatch.setattr(indexing, "_Decoder", ending(kill, 2))
+    place = [Place("a.mkv", str(folder / "a.mkv"))]
+    ((facts,), note) = indexed("k", place, kind="video", workers=1)
+    assert "could not be read this time" in facts["reason"] and kill.name in facts["reason"]
+    assert "1 of 1 file could not be read this time and is left out until the next" in str(note)
+    ((facts,), note) = indexed("k", place, kind="video", workers=1)
+    assert facts["rate"] == "8" and note is None
+
+
+def test_a_file_that_a_decoder_was_killed_over_is_tried_again_at_once(folder, monkeypatch):
+    monkeypatch.setattr(indexing, "_Decoder", ending(signal.SIGKILL, 1))
+    ((_, facts),) = decode_all([Place("a.mkv", str(folder / "a.mkv"))], kind="video")
+    assert facts["rate"] == "8"
+
+
+def test_a_file_that_makes_two_decoders_crash_is_kept_as_that(folder, cache, monkeypatch):
+    monkeypatch.setattr(indexing, "_Decoder", ending(signal.SIGSEGV, 2))
+    place = [Place("a.mkv", str(folder / "a.mkv"))]
+    for _ in range(2):
+        assert indexed("k", place, kind="video", workers=1) == ([{"reason": "makes the decoder crash"}], None)
+
+
+FAILING = {
+    "permission": OSError(errno.EACCES, "Permission denied"),
+    "file handles": OSError(errno.EMFILE, "Too many open files"),
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "memory": MemoryError(),
+    "libjpeg without memory": OSError("broken data stream when reading image file"),
+    "import": ImportError("cannot import"),
+}
+
+
+@pytest.mark.parametrize("cause", FAILING)
+def test_a_condition_that_passes_is_no_fact_of_a_picture(cause, tmp_path, cache, monkeypatch):
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "good.jpg")
+    place = [Place("good.jpg", str(tmp_path / "good.jpg"))]
+    with monkeypatch.context() as now:
+        if "memory" in cause:
+            now.setattr(passing_conditions, "short_of_memory", lambda: True)
+
+        def fail(*_):
+            raise FAILING[cause]
+
+        now.setattr(ImageFile.ImageFile, "load", fail)
+        ((facts,), note) = indexed("k", place, kind="image")
+    assert facts["reason"].startswith("could not be read this time: ") and "damaged" not in facts["reason"]
+    assert note is not None
+    assert indexed("k", place, kind="image")[0][0]["width"] == 32
+
+
+def test_a_file_without_permission_is_read_once_it_is_given(folder, cache, decoded, monkeypatch):
+    real = open
+
+    def refuse(path, *rest, **more):
+        if str(path).endswith("b.mkv"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest, **more)
+
+    with monkeypatch.context() as now:  # whoever runs the tests may be root
+        now.setattr("builtins.open", refuse)
+        refused = VideoFolder(folder)
+    assert refused.rejected == {"b.mkv": "could not be read this time: permission denied"}
+    assert "1 of 3 files could not be read this time" in str(refused.note)
+    assert not VideoFolder(folder).rejected
+    assert decoded == ["a.mkv", "b.mkv", "c.mkv", "b.mkv"]
+
+
+def test_damage_that_is_not_found_a_second_time_is_not_kept(folder, monkeypatch):
+    place, real, looks = Place("a.mkv", str(folder / "a.mkv")), scanning.survey, []
+
+    def weather(media, **rest):
+        looks.append(media)
+        found = real(media, **rest)
+        return replace(found, warnings=(Damage("damaged data after 2 frames"),)) if len(looks) == 1 else found
+
+    monkeypatch.setattr(scanning, "survey", weather)
+    assert scan(place, "video")["warnings"] == [] and len(looks) == 2
+
+
+def test_nothing_is_kept_of_a_file_whose_reader_swallowed_the_wish_to_stop(tmp_path, cache, monkeypatch):
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "good.png")
+    place = [Place("good.png", str(tmp_path / "good.png"))]
+
+    def swallow(*_):  # as a C callback or a `__del__` does with what a signal raises
+        stopping.ask(Interrupted("terminated", exit_code=143))
+        raise ValueError("out of nowhere")
+
+    with monkeypatch.context() as now:
+        now.setattr(ImageFile.ImageFile, "load", swallow)
+        with pytest.raises(Interrupted):
+            indexed("k", place, kind="image")
+    stopping.forget()
+    assert indexed("k", place, kind="image")[0][0]["width"] == 32
 
 
 def test_numbers_are_packed_without_loss():

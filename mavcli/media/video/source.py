@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mavcli.errors import InputError
 from mavcli.media import image as still
 from mavcli.media.frames import Frames, check_size, fit
+from mavcli.media.passing import refuse_passing
 from mavcli.media.video.times import Clock
 
 Media = str | os.PathLike[str] | bytes
@@ -105,6 +106,7 @@ class Source:
                 threads=1,
             ).to_ndarray()
         except FAULTS as error:
+            refuse_passing(self.name, error)
             raise InputError(
                 f"`{self.name}` holds {frame.format.name} pixels of a colour space that cannot be converted to RGB"
             ) from error
@@ -164,6 +166,7 @@ class Source:
                 except StopIteration:
                     break
                 except FAULTS as error:
+                    refuse_passing(self.name, error, path=path_of(self.media))
                     self._fault = error
                     if count:
                         self._warn_once(
@@ -255,6 +258,11 @@ def name_of(media: Media) -> str:
     return "video" if isinstance(media, bytes) else os.fspath(media)
 
 
+def path_of(media: Media) -> str | None:
+    """The file itself, or None for bytes."""
+    return None if isinstance(media, bytes) else os.fspath(media)
+
+
 @contextmanager
 def opened(media: Media) -> Iterator[InputContainer]:
     name = name_of(media)
@@ -274,6 +282,7 @@ def opened(media: Media) -> Iterator[InputContainer]:
             options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
         )
     except FAULTS as error:
+        refuse_passing(name, error, path=path_of(media))
         raise InputError(
             f"`{name}` is not a video that can be read: {words(error)}",
             hint="download or export it again; a recording cut off before its end has no index",
@@ -300,8 +309,8 @@ def packet_times(path: str | os.PathLike[str], index: int | None) -> NDArray[np.
                 step = decoded - last if stamps else step
                 last = decoded
                 stamps.append(packet.pts * tick + offset)
-        except FAULTS:
-            pass  # the frames up to here count
+        except FAULTS as error:
+            refuse_passing(name_of(path), error, path=path_of(path))  # else the frames up to here count
     times = np.unique(np.array(stamps))
     return times - times[0] if len(times) else times
 

@@ -1,0 +1,224 @@
+"""SIGINT and SIGTERM: what they end, what they leave alone, and that nobody takes them for something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mavcli import stopping
+from mavcli.cli.console import Console
+from mavcli.cli.making import Common, Session
+from mavcli.data.index import FORMAT
+from mavcli.errors import InputError, Interrupted
+from mavcli.media.video import write_video
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+ENDS = [(signal.SIGTERM, 143, "error: terminated\n"), (signal.SIGINT, 130, "error: interrupted\n")]
+IDS = ["SIGTERM", "SIGINT"]
+
+
+@pytest.fixture
+def mav(tmp_path):
+    """`mav ARGUMENTS` in a process of its own that runs `before` first; signals are sent by what `before` patches."""
+
+    def run(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
+        code = f"import os, signal, sys, time\nsys.argv = ['mav', *sys.argv[1:]]\n{before}\nfrom mavcli.__main__ import main\nmain()\n"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        environment = {**os.environ, "MAV_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+    return run
+
+
+def hit(number: int, where: str) -> str:
+    """Code that sends a signal to its own process inside of the function `where`, which then goes on or fails."""
+    module, name = where.rsplit(".", 1)
+    owner = module.rsplit(".", 1)[-1]
+    return (
+        f"import {module.removesuffix('.ImageFile') if owner == 'ImageFile' else module} as owner\n"
+        f"owner = getattr(owner, 'ImageFile', owner)\n"
+        f"real = owner.{name}\n"
+        f"def hit(*a, **k):\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(0.01)\n    return real(*a, **k)\n"
+        f"owner.{name} = hit"
+    )
+
+
+def pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code", "told"), ENDS, ids=IDS)
+def test_a_signal_while_a_picture_is_read_ends_the_check_and_leaves_no_judgement(
+    number, code, told, mav, tmp_path
+):
+    folder = pictures(tmp_path / "folder", 3)
+    stopped = mav("data", "check", folder, "-q", before=hit(number, "PIL.ImageFile.ImageFile.load"))
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (code, "", told)
+    again = mav("data", "check", folder, "-q")
+    assert again.returncode == 0 and "image: used 3 of 3, 0 rejected" in again.stdout
+
+
+def test_what_the_build_before_kept_of_a_file_is_not_believed():
+    assert FORMAT > 2, "formats 1 and 2 held `is a damaged image: terminated`"
+
+
+SWALLOWED = """
+from PIL import ImageFile
+class Careless:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.01)
+real = ImageFile.ImageFile.load
+def load(*a, **k):
+    Careless()
+    return real(*a, **k)
+ImageFile.ImageFile.load = load
+"""
+
+
+def test_a_signal_in_the_end_of_an_object_is_not_lost(mav, tmp_path):
+    stopped = mav("data", "check", pictures(tmp_path / "folder", 3), "-q", before=SWALLOWED)
+    assert (stopped.returncode, stopped.stderr) == (143, "error: terminated\n")
+
+
+IMPORTING = """
+import pathlib, tempfile
+folder = pathlib.Path(tempfile.mkdtemp())
+(folder / "slow_part.py").write_text(
+    "import os, signal, time, sys\\n"
+    "os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)\\n"
+    "sys.stderr.write('imported whole\\\\n')\\n")
+(folder / "careful.py").write_text("try:\\n    import slow_part\\nexcept BaseException:\\n    pass\\n")
+sys.path.insert(0, str(folder))
+from mavcli.cli import app
+def command(verb):
+    import careful
+    time.sleep(10)
+app._command = command
+"""
+
+
+def test_a_signal_waits_for_the_end_of_an_import_and_comes_then(mav):
+    begun = time.monotonic()
+    stopped = mav("doctor", before=IMPORTING)
+    assert (stopped.returncode, stopped.stderr) == (143, "imported whole\nerror: terminated\n")
+    assert time.monotonic() - begun < 9
+
+
+def test_a_signal_before_anything_has_begun_ends_the_process_at_once(mav):
+    before = (
+        "from mavcli.cli import signals\n"
+        "real = signals.listen\n"
+        "def listen():\n    real(); os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n"
+        "signals.listen = listen"
+    )
+    stopped = mav("--help", before=before)
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_a_second_signal_ends_what_does_not_stop(mav):
+    before = (
+        "from mavcli.cli import app, signals\n"
+        "signals.SAME_WISH_S = 0.05\n"
+        "def stubborn(verb):\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
+        "    except BaseException:\n        time.sleep(0.1); os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)\n"
+        "app._command = stubborn"
+    )
+    begun = time.monotonic()
+    assert mav("doctor", before=before).returncode == -signal.SIGTERM
+    assert time.monotonic() - begun < 20
+
+
+def test_a_signal_that_its_parent_ignored_stays_ignored(mav):
+    before = (
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from mavcli.cli import app\n"
+        "def work(verb):\n    os.kill(os.getpid(), signal.SIGINT); raise SystemExit(0)\n"
+        "app._command = work"
+    )
+    assert mav("doctor", before=before).returncode == 0, "as under `nohup`"
+
+
+def test_an_item_of_a_batch_is_not_failed_by_a_signal(monkeypatch):
+    session = object.__new__(Session)
+    session.console, session.kind = Console(quiet=True), "generate"
+    session.common = Common("pocket", (), None, None, 0, False, False, False)
+    items = [SimpleNamespace(fault=None, cost=lambda cascade: 1.0, prompt="a dog", stem="a-dog")] * 2
+    jobs = [SimpleNamespace(item=item, fault=None, finished=None) for item in items]
+    made = []
+
+    def swallowed(job, cascade):  # as foreign code does with what a signal raises
+        made.append(job)
+        stopping.ask(Interrupted("terminated", exit_code=143))
+        raise InputError("is damaged")
+
+    monkeypatch.setattr(session, "_targets", lambda *_: jobs, raising=False)
+    monkeypatch.setattr(session, "_cascade", object, raising=False)
+    monkeypatch.setattr(session, "_make", swallowed, raising=False)
+    try:
+        with pytest.raises(Interrupted):
+            session.run(items, batch=True)
+    finally:
+        stopping.forget()
+    assert len(made) == 1
+
+
+COMMANDS = {
+    "generate": ["generate", "a dog running", "--still", "--force", "-o", "{out}/still.png"],
+    "animate": ["animate", "{in}/picture.png", "--force", "-o", "{out}/moving.mp4"],
+    "interpolate": ["interpolate", "{in}/clip.mp4", "--force", "-o", "{out}/joined.mp4"],
+    "data check": ["data", "check", "{in}/pictures", "--again"],
+    "data check of videos": ["data", "check", "{in}", "--kind", "video", "--again"],
+    "recipe check": ["recipe", "check", "paper"],
+    "weights ls": ["weights", "ls"],
+    "doctor": ["doctor"],
+    "estimate": ["estimate", "train/pocket"],
+    "gallery": ["gallery", "{in}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_by_a_signal_at_a_random_moment(name, tmp_path):
+    """Twenty each: 130 or 143 within seconds, or done; never a bug, never a judgement."""
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    out.mkdir()
+    pictures(given / "pictures", 200)
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(given / "picture.png")
+    write_video(given / "clip.mp4", np.full((8, 64, 64, 3), 90, np.uint8), fps=8)
+    words = [word.replace("{in}", str(given)).replace("{out}", str(out)) for word in COMMANDS[name]]
+    environment = {**os.environ, "MAV_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "mavcli", *words]
+    begun = time.monotonic()
+    subprocess.run(command, capture_output=True, timeout=300, env=environment)
+    whole = time.monotonic() - begun
+    rng = random.Random(name)
+    for _ in range(20):
+        number, code, told = rng.choice(ENDS)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+            time.sleep(rng.uniform(0.2, whole))
+            process.send_signal(number)
+            sent = time.monotonic()
+            shown, said = process.communicate(timeout=60)
+        assert process.returncode in (0, code, -number), (name, process.returncode, said)
+        assert time.monotonic() - sent < 15, said
+        assert "bug" not in said and "Traceback" not in said and "damaged" not in shown + said, said
+    for kept in (tmp_path / "cache").rglob("*.jsonl"):
+        entries = [json.loads(line) for line in kept.read_text().splitlines()[1:]]
+        assert [entry for entry in entries if isinstance(entry, list) and "image " in kept.name and "reason" in entry[2]] == []  # fmt: skip
