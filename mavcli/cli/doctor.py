@@ -249,7 +249,7 @@ def check_weights() -> Check:
     """The embedded default is whole, and its tensors are those that the headers describe."""
     from mavcli.errors import WeightsError
     from mavcli.weights.manifest import family, on_disk
-    from mavcli.weights.provenance import is_intact
+    from mavcli.weights.provenance import StoredWeights
 
     stages = on_disk("pocket")
     missing = [entry.stage for entry in stages if not entry.present]
@@ -259,8 +259,7 @@ def check_weights() -> Check:
     for entry in stages:
         fix = f"get {entry.path.name} again, with git or pip"
         try:
-            if not is_intact(entry.path):
-                return Check("weights", "fail", f"pocket {entry.stage} disagrees with its SHA-256", fix)
+            StoredWeights(entry.path, again=True)
         except WeightsError as error:
             return Check("weights", "fail", error.message, error.hint or fix)
     return Check(

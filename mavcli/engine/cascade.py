@@ -594,7 +594,8 @@ class Cascade:
                 torch.manual_seed(0)
                 network = build_network(part.spec).eval().requires_grad_(False)
         else:
-            network = load_network(part.spec, part.path, role=part.role)
+            # a file that changed since its header was read would put other frames under that header's name
+            network = load_network(part.spec, part.path, role=part.role, sha256=part.sha256)
         if isinstance(network, UNet):
             return network.to(self.backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.backend.device)

@@ -54,13 +54,13 @@ def build_task(
                 f"{path} holds `{header.role}` weights, stage `{stage.name}` starts from `{wanted}`",
                 hint=f"--set train.stages.{stage.name}.start=FILE",
             )
-        inherit(network, load_weights(path), source=path)
+        inherit(network, load_weights(path, expect_sha256=header.content_sha256), source=path)
         parents.append(header.as_parent())
     clip, kept = None, None
     if "clip" in frozen:
         towers = _frozen_path(stage, recipe, "clip")
-        clip = load_clip(recipe, towers).to(backend.device)
         header = read_header(towers)
+        clip = load_clip(recipe, towers, sha256=header.content_sha256).to(backend.device)
         parents.append(header.as_parent())
         if again:
             kept = Embeddings(
@@ -73,8 +73,9 @@ def build_task(
     prior = None
     if "prior" in frozen:
         path = _frozen_path(stage, recipe, "prior")
-        prior = load_prior(recipe, path).to(backend.device)
-        parents.append(read_header(path).as_parent())
+        header = read_header(path)
+        prior = load_prior(recipe, path, sha256=header.content_sha256).to(backend.device)
+        parents.append(header.as_parent())
     group = group or Group(device=backend.device)
     # FSDP cuts contiguous parameters only
     sharded = group.world > 1 and config.sharding == "fsdp"

@@ -53,7 +53,7 @@ def deepen_file(
     wanted = deeper(spec, blocks, source=source)
     target = out / f"{header.role}.safetensors"
     refuse_existing(target, force=force)
-    weights = load_weights(source)
+    weights = load_weights(source, expect_sha256=header.content_sha256)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors = deepened(weights, spec, wanted)

@@ -67,15 +67,10 @@ def export_single_files(
     for source, target in targets.items():
         header = read_header(source)
         report.message(f"{source.stem}: {header.role}")
-        files = save_weights(target, StoredWeights(source), header, max_shard_bytes=_ONE_FILE)
-        written = read_header(target)
-        if header.content_sha256 not in ("", written.content_sha256):
-            raise WeightsError(
-                f"{source} is damaged: its tensors are not those that its header describes",
-                hint="get the file again; what was exported of it is not to be used",
-            )
+        stored = StoredWeights(source, sha256=header.content_sha256)
+        files = save_weights(target, stored, header, max_shard_bytes=_ONE_FILE)
         done.files += files
-        done.networks[source.stem] = (written, target)
+        done.networks[source.stem] = (read_header(target), target)
     return done
 
 
@@ -161,7 +156,7 @@ def _left_out(source: Path, header: WeightsHeader) -> str | None:
 
 
 def _write_network(out: Path, folder: str, source: Path, header: WeightsHeader) -> list[Path]:
-    ours = StoredWeights(source)
+    ours = StoredWeights(source, sha256=header.content_sha256)
     if isinstance(header.spec, PriorSpec):
         parts = {folder: (prior_config(header.spec), Inverted(prior_table(header.spec), ours))}
     else:

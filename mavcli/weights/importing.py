@@ -24,7 +24,6 @@ from mavcli.weights import adm, glide, karlo, unclip
 from mavcli.weights.provenance import (
     SourceFile,
     WeightsHeader,
-    file_sha256,
     read_header,
     refuse_existing,
     save_weights,
@@ -122,7 +121,7 @@ def run_import(
         report.message(f"{plan.name}: {plan.what}, {_millions(plan)} M parameters")
         report.stage(plan.name, 2 * _bytes(plan, dtype))
         for file in plan.tensors.files:
-            digests[file] = digests.get(file) or file_sha256(file)
+            digests[file] = digests.get(file) or plan.tensors.sha256(file)
         header = WeightsHeader(
             role=plan.role,
             spec=plan.spec,

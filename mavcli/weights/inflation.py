@@ -107,7 +107,7 @@ def inflate_file(
     target = out / f"{role}.safetensors"
     refuse_existing(target, force=force)
 
-    before = StoredWeights(source)
+    before = StoredWeights(source, sha256=header.content_sha256)
     after = InflatedWeights(before, spec, source=source, seed=seed)
     report.message(f"proof: {_FRAMES} frames of noise through both networks, in float32, one stage at a time")
     difference, size = prove(header.spec, before, spec, after)

@@ -89,7 +89,10 @@ def mean_file(
     first = headers[0]
     target = out / f"{first.role}.safetensors"
     refuse_existing(target, force=force)
-    stored = [StoredWeights(path) for path in sources]
+    stored = [
+        StoredWeights(path, sha256=header.content_sha256)
+        for path, header in zip(sources, headers, strict=True)
+    ]
     header = first.model_copy(
         update={
             "step": max(h.step for h in headers),

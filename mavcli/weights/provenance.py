@@ -12,7 +12,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from mavcli.errors import DiskError, WeightsError
 from mavcli.recipe.schema import STAGES
 from mavcli.specs import ClassifierSpec, ClipSpec, MotionJudgeSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
+from mavcli.weights.reading import Reading, TensorFile, changed, record, recorded
 from mavcli.weights.safety import TensorInfo, check_name, read_safetensors_index
 
 if TYPE_CHECKING:
@@ -173,7 +174,10 @@ def read_header(path: Path | str) -> WeightsHeader:
         raise WeightsError(
             f"the shards of {path} come from different saves", hint="delete them and get all of them again"
         )
-    (text,) = headers
+    return _parsed_header(headers.pop(), Path(path))
+
+
+def _parsed_header(text: str | None, path: Path) -> WeightsHeader:
     if text is None:
         raise WeightsError(
             f"{path} has no `mav` header, so nothing says which network it belongs to",
@@ -296,7 +300,7 @@ class _Entry:
         """The entry of `name`, and its tensor on the CPU; raises WeightsError on nan, inf or a name that is a path."""
         check_name(name, path)
         tensor = tensors[name].detach().cpu()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not _is_finite(tensor):
             raise WeightsError(
                 f"`{name}` holds nan or inf, {path} was not written", hint="go back to an earlier checkpoint"
             )
@@ -331,18 +335,16 @@ def load_weights(
     *,
     expect_role: str | Iterable[str] | None = None,
     expect_spec: Spec | None = None,
+    expect_sha256: str | None = None,
     hint: str | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of `path` or of its shards, on the CPU and in the type they are stored in.
 
-    `expect_role` is the stage (or the stages) that they must come from, `expect_spec` the network that must take them;
-    every field that differs is named. `hint` is the command that gets them, shown when they are missing or do not fit.
-    Raises WeightsError when they are missing, damaged, of another stage or network, or hold nan or inf.
+    They are the ones that the header's `content_sha256` is of: what was read is what was digested. `expect_role` is the stage
+    (or the stages) that they must come from, `expect_spec` the network that must take them, with every field that differs
+    named; `expect_sha256` is what the header said when the run began. `hint` is the command that gets them, shown when they are
+    missing or do not fit. Raises WeightsError when they are missing, damaged, of another stage or network, or hold nan or inf.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(path)
     roles = (expect_role,) if isinstance(expect_role, str) else tuple(expect_role or ())
     if not weight_files(path):
@@ -360,40 +362,41 @@ def load_weights(
         differences = compare_specs(header.spec, expect_spec)
         if differences:
             raise WeightsError(f"{path} belongs to another network: {'; '.join(differences)}", hint=hint)
-    read_index(path)  # refuses tensors that occur twice, and names that are paths
+    _expect(expect_sha256, header, path)
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        try:
-            tensors.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{file} is damaged: {error}", hint=hint) from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{path} holds nan or inf in `{name}`", hint=hint)
+    readings: list[Reading] = []
+    for file in _existing_files(path):
+        opened = _opened(file, header)
+        for name in opened:
+            _once(name, tensors, file)
+            tensors[name] = opened.read(name)
+        readings.append(opened.reading())
+    _verify(path, header, readings, tensors, hint=hint)
     return tensors
 
 
-class StoredWeights(Mapping[str, "Tensor"]):
-    """The tensors of a file or of its shards, each read when it is asked for and not kept.
+class StoredTensors(Mapping[str, "Tensor"]):
+    """The tensors of a safetensors file, or of its shards, of anybody's; each is read when it is asked for and not kept.
 
-    Raises WeightsError where the files are missing or damaged.
+    Raises WeightsError where the files are missing or damaged, or are not what they were when this was made.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        read_index(self.path)  # refuses tensors that occur twice, and names that are paths
-        self._files = {
-            name: file for file in _existing_files(self.path) for name in read_safetensors_index(file)[1]
-        }
+        self._files: dict[str, Path] = {}
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+        self._at_hand: TensorFile | None = None
+        for file in _existing_files(self.path):
+            opened = TensorFile(file)
+            self._stamps[file] = opened.stamp
+            for name in opened:
+                _once(name, self._files, file)
+                self._files[name] = file
 
     def __getitem__(self, name: str) -> Tensor:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._files[name], "pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{self._files[name]} is damaged: {error}") from error
+        tensor, opened = self._read(name)
+        if opened.stamp_now() != self._stamps[opened.path]:
+            raise changed(opened.path)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -401,6 +404,99 @@ class StoredWeights(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def _read(self, name: str) -> tuple[Tensor, TensorFile]:
+        file = self._files[name]
+        if self._at_hand is None or self._at_hand.path != file:
+            self._at_hand = TensorFile(file)
+        if name not in self._at_hand.index:
+            raise changed(file)
+        return self._at_hand.read(name), self._at_hand
+
+
+class StoredWeights(StoredTensors):
+    """As `StoredTensors`, of weights of our own: those that their header's digest is of.
+
+    All are read once at the beginning and digested (where no earlier run did so, or `again` is given); one that is another when
+    it is asked for is refused. `sha256` is the digest that the header had when it was first read. Raises WeightsError also where the digest is another, or they hold nan or inf.
+    """
+
+    def __init__(self, path: Path | str, *, sha256: str | None = None, again: bool = False) -> None:
+        self.header = read_header(path)
+        _expect(sha256, self.header, Path(path))
+        super().__init__(path)
+        self._sums: dict[str, int] = {}
+        readings: list[Reading] = []
+        for file in self._stamps:
+            opened = _opened(file, self.header)
+            for name in opened:
+                opened.read(name)
+            readings.append(opened.reading())
+            self._sums.update(opened.sums)
+        if not self._sums.keys() >= self._files.keys():
+            raise changed(self.path)
+        _verify(self.path, self.header, readings, self, again=again)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor, opened = self._read(name)
+        if opened.sums[name] != self._sums[name]:
+            raise changed(opened.path)
+        return tensor
+
+
+def _expect(sha256: str | None, header: WeightsHeader, path: Path) -> None:
+    """Raises WeightsError where `header` is not the one that was read when the run began, whose digest was `sha256`."""
+    if sha256 not in (None, header.content_sha256):
+        raise WeightsError(
+            f"{path} holds other weights than when this run began",
+            hint="the same command again uses those that are there now",
+        )
+
+
+def _opened(file: Path, header: WeightsHeader) -> TensorFile:
+    """`file`, whose header must still be `header`."""
+    opened = TensorFile(file)
+    if _parsed_header(opened.metadata.get("mav"), file) != header:
+        raise changed(file)
+    return opened
+
+
+def _once(name: str, known: Mapping[str, object], file: Path) -> None:
+    if name in known:
+        raise WeightsError(f"{file} repeats the tensor `{name}` of another shard")
+
+
+def _verify(
+    path: Path,
+    header: WeightsHeader,
+    readings: Sequence[Reading],
+    tensors: Mapping[str, Tensor],
+    *,
+    hint: str | None = None,
+    again: bool = False,
+) -> None:
+    """Raises WeightsError unless `tensors`, read as `readings`, are finite and those that the header's digest is of.
+
+    What an earlier run found so is not computed again, but for `again`.
+    """
+    unknown = [reading for reading in readings if recorded(reading) != header.content_sha256]
+    if not unknown and not again:
+        return
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if not _is_finite(tensor):
+            raise WeightsError(f"{path} holds nan or inf in `{name}`", hint=hint)
+        _digest_tensor(digest, name, tensor)
+    if digest.hexdigest() != header.content_sha256:
+        # of a set that was whole in an earlier run, the files that are still as they were then are not to blame
+        where = unknown[0].path if len(unknown) == 1 else path
+        raise WeightsError(
+            f"{where} is damaged: its tensors are not those that its header describes",
+            hint=hint or f"get the file again; `mav weights check {path}` says whether it is whole",
+        )
+    for reading in unknown:
+        record(reading, header.content_sha256)
 
 
 def compare_specs(found: Spec, wanted: Spec) -> list[str]:
@@ -435,6 +531,20 @@ def _tensor_bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def index_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    """Name -> type and shape of tensors, as a file that held them would say."""
+    return {name: TensorInfo(_dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no number is nan or inf, by the smallest and the largest: 30 times faster than to look at each in turn."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch has no extremes of 8-bit floats
+    low, high = wide.aminmax()  # nan, where there is one
+    return bool(low.isfinite() and high.isfinite())
+
+
 def _dtype_name(tensor: Tensor) -> str:
     """safetensors' spelling of a tensor's type."""
     import torch
@@ -452,11 +562,6 @@ def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as lower-case hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_intact(path: Path | str) -> bool:
-    """Whether the tensors are the ones that the header was written for. Reads everything."""
-    return content_sha256(load_weights(path)) == read_header(path).content_sha256
 
 
 def common_name(file: Path | str) -> Path:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mavcli.errors import WeightsError
 
@@ -36,10 +37,14 @@ _ENTRY = {"dtype", "shape", "data_offsets"}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as the file's index describes it; `dtype` in safetensors' spelling (`BF16`)."""
+    """One tensor as the file's index describes it; `dtype` in safetensors' spelling (`BF16`).
+
+    `begin` is where its bytes begin, from the end of the index.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
 
     @property
     def parameters(self) -> int:
@@ -66,7 +71,19 @@ def read_safetensors_index(file: Path) -> tuple[dict[str, str], dict[str, Tensor
 
     Raises WeightsError, one line that names the fault, for a file that is not exactly what its index says.
     """
-    size, raw = _index_bytes(file)
+    try:
+        with open(file, "rb") as stream:
+            return read_index_of(stream, file)
+    except OSError as error:
+        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def read_index_of(stream: IO[bytes], file: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """As `read_safetensors_index`, of a file that is open at its start; it then stands at the first tensor.
+
+    Raises OSError too.
+    """
+    size, raw = _index_bytes(stream, file)
     data = size - 8 - len(raw)
     if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:
         raise WeightsError(f"{file} has a damaged index: it holds more lists and maps than any network needs")
@@ -87,8 +104,8 @@ def read_safetensors_index(file: Path) -> tuple[dict[str, str], dict[str, Tensor
     places: list[tuple[int, int, str]] = []
     for name, entry in index.items():
         check_name(name, file)
-        tensors[name], begin, end = _entry(name, entry, file)
-        places.append((begin, end, name))
+        info = tensors[name] = _entry(name, entry, file)
+        places.append((info.begin, info.begin + info.bytes, name))
     _check_places(sorted(places), data, file)
     return metadata, tensors
 
@@ -112,39 +129,38 @@ def check_fit(index: Mapping[str, TensorInfo], state: Mapping[str, Tensor], path
         raise WeightsError(f"{path} does not fit its own description: {faults[0]}{more}")
 
 
-def _index_bytes(file: Path) -> tuple[int, bytes]:
+def _index_bytes(stream: IO[bytes], file: Path) -> tuple[int, bytes]:
     """The file's size and the bytes of its index."""
-    try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            prefix = stream.read(9)
-            if size == 0:
-                raise WeightsError(f"{file} is empty", hint="get the file again")
-            if prefix.startswith(b"version "):
-                raise WeightsError(
-                    f"{file} is a pointer of Git LFS, not the file itself",
-                    hint="git lfs pull, or download the file",
-                )
-            if len(prefix) < 9 or prefix[8:] != b"{":
-                raise WeightsError(f"{file} is no safetensors file")
-            (length,) = struct.unpack("<Q", prefix[:8])
-            if length > size - 8:
-                raise WeightsError(
-                    f"{file} is no safetensors file, or is cut short: its index should have {length} bytes, "
-                    f"the whole file has {size}",
-                    hint="get the file again",
-                )
-            if length > MAX_INDEX_BYTES:
-                raise WeightsError(
-                    f"{file} has an index of {length / 1e6:.0f} MB, at most {MAX_INDEX_BYTES / 1e6:.0f} MB are read"
-                )
-            return size, prefix[8:] + stream.read(length - 1)
-    except OSError as error:
-        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
+    size = os.fstat(stream.fileno()).st_size
+    prefix = stream.read(9)
+    if size == 0:
+        raise WeightsError(f"{file} is empty", hint="get the file again")
+    if prefix.startswith(b"version "):
+        raise WeightsError(
+            f"{file} is a pointer of Git LFS, not the file itself",
+            hint="git lfs pull, or download the file",
+        )
+    if len(prefix) < 9 or prefix[8:] != b"{":
+        raise WeightsError(f"{file} is no safetensors file")
+    (length,) = struct.unpack("<Q", prefix[:8])
+    if length > size - 8:
+        raise WeightsError(
+            f"{file} is no safetensors file, or is cut short: its index should have {length} bytes, "
+            f"the whole file has {size}",
+            hint="get the file again",
+        )
+    if length > MAX_INDEX_BYTES:
+        raise WeightsError(
+            f"{file} has an index of {length / 1e6:.0f} MB, at most {MAX_INDEX_BYTES / 1e6:.0f} MB are read"
+        )
+    raw = prefix[8:] + stream.read(length - 1)
+    if len(raw) < length:
+        raise WeightsError(f"{file} changed while it was read", hint="the same command again")
+    return size, raw
 
 
-def _entry(name: str, entry: Any, file: Path) -> tuple[TensorInfo, int, int]:
-    """One tensor of the index, with where its bytes begin and end."""
+def _entry(name: str, entry: Any, file: Path) -> TensorInfo:
+    """One tensor of the index."""
     if not isinstance(entry, dict) or set(entry) != _ENTRY:
         raise WeightsError(f"{file} has a damaged index: `{name}` lacks its type, shape or place")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -157,13 +173,13 @@ def _entry(name: str, entry: Any, file: Path) -> tuple[TensorInfo, int, int]:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
         raise WeightsError(f"{file} has a damaged index: the place of `{name}` is no pair of whole numbers")
     begin, end = offsets
-    info = TensorInfo(dtype, tuple(shape))
+    info = TensorInfo(dtype, tuple(shape), begin)
     if not 0 <= begin <= end or end - begin != info.bytes:
         raise WeightsError(
             f"{file} is damaged: `{name}` of shape {shape} in {dtype} takes {info.bytes} bytes, its index gives it "
             f"{_brief(str(begin))} to {_brief(str(end))}"
         )
-    return info, begin, end
+    return info
 
 
 def _check_places(places: list[tuple[int, int, str]], data: int, file: Path) -> None:

@@ -16,7 +16,8 @@ from mavcli.recipe.yaml_tree import parse
 from mavcli.specs import ClipSpec, PriorSpec, SamplerSpec, ScheduleSpec, UNetSpec
 from mavcli.weights.keymap import KeyTable
 from mavcli.weights.pickles import SUFFIXES, is_pickle, read_pickle
-from mavcli.weights.provenance import StoredWeights, common_name, read_index, weight_files
+from mavcli.weights.provenance import StoredTensors, common_name, file_sha256, read_index, weight_files
+from mavcli.weights.reading import changed, stamp_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,25 +36,33 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self.files: tuple[Path, ...] = ()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._where: dict[str, tuple[Mapping[str, Tensor], str]] = {}
+        self._stamps: dict[Path, tuple[int, ...]] = {}
         for path in paths:
             self.add(path)
 
     def add(self, path: Path) -> None:
         """One more file of the same network, or its shards."""
+        stamps = {file: stamp_of(file) for file in weight_files(path)}  # before anything is read
         if is_pickle(path):
             tensors: Mapping[str, Tensor] = read_pickle(path)
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            files = [path]
         else:
-            tensors = StoredWeights(path)
+            tensors = StoredTensors(path)
             shapes = {name: info.shape for name, info in read_index(path).items()}
-            files = weight_files(path)
         twice = sorted(shapes.keys() & self.shapes.keys())
         if twice:
             raise WeightsError(f"{path} repeats the tensor `{twice[0]}` of {self.files[0]}")
-        self.files += tuple(files)
+        self.files += tuple(stamps)
+        self._stamps |= stamps
         self.shapes.update(shapes)
         self._where.update({name: (tensors, name) for name in shapes})
+
+    def sha256(self, file: Path) -> str:
+        """Of the bytes of one of `files`. Raises WeightsError where it is not the file any more that the tensors come from."""
+        digest = file_sha256(file)
+        if stamp_of(file) != self._stamps[file]:
+            raise changed(file)
+        return digest
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other names (old -> new): a list of tensors has only numbers."""

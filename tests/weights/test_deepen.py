@@ -15,7 +15,6 @@ from mavcli.weights.deepen import deepen_file, moves
 from mavcli.weights.provenance import (
     Inflation,
     WeightsHeader,
-    is_intact,
     load_weights,
     read_header,
     save_weights,
@@ -107,7 +106,7 @@ def test_the_header_says_where_it_comes_from(tmp_path: Path) -> None:
     was = read_header(source)
     assert done.header.parents == (was.as_parent(),) and done.header.source == "mav weights deepen it"
     assert (done.header.step, done.header.samples_seen, done.header.licence) == (12, 34, "MIT")
-    assert is_intact(tmp_path / "out" / "decoder_t.safetensors")
+    assert load_weights(tmp_path / "out" / "decoder_t.safetensors")
 
 
 def test_what_inflation_added_is_counted_with_the_new_blocks(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mavcli.models.unet import UNet
 from mavcli.specs import ScheduleSpec, UNetSpec
 from mavcli.weights.inflation import inflate_file
 from mavcli.weights.mean import mean_file
-from mavcli.weights.provenance import WeightsHeader, is_intact, load_weights, read_header, save_weights
+from mavcli.weights.provenance import WeightsHeader, load_weights, read_header, save_weights
 
 SPEC = UNetSpec(
     image_size=8, model_channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), norm_groups=4,
@@ -60,7 +60,7 @@ def test_the_header_names_all_of_them(tmp_path: Path) -> None:
     ]
     done = mean_file(sources, tmp_path / "out", command="mav weights mean 1 2 3")
     header = read_header(tmp_path / "out" / "decoder.safetensors")
-    assert header == done.header and is_intact(tmp_path / "out" / "decoder.safetensors")
+    assert header == done.header and load_weights(tmp_path / "out" / "decoder.safetensors")
     assert [parent.content_sha256 for parent in header.parents] == [
         read_header(s).content_sha256 for s in sources
     ]
@@ -83,7 +83,7 @@ def test_the_mean_may_take_the_place_of_a_source(tmp_path: Path) -> None:
     elsewhere = mean_file([one, two], tmp_path / "out")
     here = mean_file([one, two], tmp_path, force=True)
     assert here.header == elsewhere.header and here.apart == elsewhere.apart
-    assert is_intact(one)
+    assert load_weights(one)
 
 
 def test_layers_that_one_of_them_trained_do_not_count_as_untrained(tmp_path: Path) -> None:
