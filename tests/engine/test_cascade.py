@@ -195,6 +195,33 @@ def test_a_rerun_computes_nothing_and_says_so(tiny, tmp_path, monkeypatch):
     assert listener.done == sum(total for _, total in listener.stages)
 
 
+def test_weights_that_change_while_a_run_goes_on_stop_it_and_nothing_is_kept_of_them(tiny, tmp_path):
+    """Found by breaking: signs flipped in a shard made other frames, kept under the digest that the header claims."""
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny.parent / "weights", weights)
+    sets, work, sr_h = f"weights.dir={weights}", Work(tmp_path / "work"), weights / "sr_h.safetensors"
+    key_frames = {"fps": 24, "frames": 1}
+    direct = open_cascade(tiny).text_to_video(["a dog"], [Draw(0)], **key_frames)
+    begun = open_cascade(tiny, sets, work=work)
+    whole = sr_h.read_bytes()
+    other = random_network(tiny_recipe(tiny).cascade.sr_h.network, seed=50).state_dict()
+    for changed, told in (
+        (whole[:-1] + bytes([whole[-1] ^ 0x80]), "is damaged"),
+        (None, "other weights than"),
+    ):
+        if changed is None:
+            header = WeightsHeader(role="sr_h", spec=tiny_recipe(tiny).cascade.sr_h.network)
+            save_weights(sr_h, other, header)
+        else:
+            sr_h.write_bytes(changed)
+        with pytest.raises(WeightsError, match=f"{sr_h} {told}|{sr_h} holds {told}"):
+            begun.text_to_video(["a dog"], [Draw(0)], **key_frames)
+        assert len(list(work.folder.iterdir())) == 3  # P, D^t, SR_l^t
+    sr_h.write_bytes(whole)
+    again = open_cascade(tiny, sets, work=work)
+    assert torch.equal(again.text_to_video(["a dog"], [Draw(0)], **key_frames), direct)
+
+
 def test_a_finished_draft_equals_a_direct_run(tiny, tmp_path):
     direct = open_cascade(tiny).text_to_video(["a dog"], [Draw(0)], fps=24, frames=16)
     work = Work(tmp_path / "work")
