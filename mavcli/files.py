@@ -47,7 +47,7 @@ _HIDDEN = "0" * 8
 # -- digests and words --------------------------------------------------------------------------------------------------
 
 
-def file_sha256(path: Path | str, *, advance: Callable[[int], None] | None = None) -> str:
+def file_sha256(path: str | os.PathLike[str], *, advance: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file's bytes as lower-case hex; `advance` is told the bytes of each block. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
@@ -78,24 +78,24 @@ def is_as_described(path: Path, described: Any) -> bool:
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[None]:
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError of reading `path` into an InputError: `cannot read ...`."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot read `{path}`: {reason(error)}") from error
+        raise InputError(f"cannot read `{os.fspath(path)}`: {reason(error)}") from error
 
 
 @contextmanager
-def writing(target: Path | str) -> Iterator[None]:
+def writing(target: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError of writing `target` into a DiskError: `cannot write ...`."""
     try:
         yield
     except OSError as error:
-        raise disk_error(Path(target), error) from error
+        raise disk_error(target, error) from error
 
 
-def disk_error(target: Path, error: OSError) -> DiskError:
+def disk_error(target: str | os.PathLike[str], error: OSError) -> DiskError:
     """An OSError of writing in words, with advice where the disk is the cause."""
     space = "free some space, or choose another folder with `-o`"
     permission = "choose a folder that you may write to with `-o`"
@@ -108,7 +108,7 @@ def disk_error(target: Path, error: OSError) -> DiskError:
         errno.EIO: "look at the disk, or choose a folder on another one with `-o`",
         errno.ENAMETOOLONG: "choose a shorter name with `-o`",
     }
-    return DiskError(f"cannot write `{target}`: {reason(error)}", hint=hints.get(error.errno or 0))
+    return DiskError(f"cannot write `{os.fspath(target)}`: {reason(error)}", hint=hints.get(error.errno or 0))
 
 
 def reason(error: OSError) -> str:
@@ -141,7 +141,9 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def whole_path(target: Path | str, *, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
+def whole_path(
+    target: str | os.PathLike[str], *, overwrite: bool = False, durable: bool = True
+) -> Iterator[Path]:
     """A temporary path for a foreign writer (FFmpeg, safetensors, SQLite), which becomes `target` when the body ends well.
 
     It exists, is empty, lies beside `target` and has its suffix. Whatever the writer does to the file's mode, it ends with
@@ -178,7 +180,9 @@ def whole_path(target: Path | str, *, overwrite: bool = False, durable: bool = T
 
 
 @contextmanager
-def whole_file(target: Path | str, *, overwrite: bool = False, durable: bool = True) -> Iterator[BinaryIO]:
+def whole_file(
+    target: str | os.PathLike[str], *, overwrite: bool = False, durable: bool = True
+) -> Iterator[BinaryIO]:
     """A binary file to write, which becomes `target` when the body ends well; as `whole_path`."""
     with whole_path(target, overwrite=overwrite, durable=durable) as temporary:
         sink = _Sink(os.open(temporary, os.O_WRONLY | os.O_TRUNC | _CLOEXEC))
@@ -191,16 +195,42 @@ def whole_file(target: Path | str, *, overwrite: bool = False, durable: bool = T
 
 
 def write_bytes(
-    target: Path | str, data: bytes | bytearray | memoryview, *, overwrite: bool = False, durable: bool = True
+    target: str | os.PathLike[str],
+    data: bytes | bytearray | memoryview,
+    *,
+    overwrite: bool = False,
+    durable: bool = True,
 ) -> None:
     """Write a whole file or none; as `whole_path`."""
     with whole_file(target, overwrite=overwrite, durable=durable) as file:
         file.write(data)
 
 
-def write_text(target: Path | str, text: str, *, overwrite: bool = False, durable: bool = True) -> None:
+def write_text(
+    target: str | os.PathLike[str], text: str, *, overwrite: bool = False, durable: bool = True
+) -> None:
     """Write a whole UTF-8 file or none; what UTF-8 cannot hold is escaped; as `whole_path`."""
     write_bytes(target, text.encode("utf-8", "backslashreplace"), overwrite=overwrite, durable=durable)
+
+
+def copy_file(source: Path, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Copy the bytes of a file, whole or not at all; as `whole_path`."""
+    with whole_file(target, overwrite=overwrite) as file, open(source, "rb") as given:
+        shutil.copyfileobj(given, file, _BLOCK)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for the same bytes where the disk allows it, else a copy; replaces `target`. Raises DiskError."""
+    sweep(target.parent)
+    temporary = temporary_path(target)
+    try:
+        os.link(source.resolve(), temporary)
+        os.replace(temporary, target)
+    except OSError:
+        copy_file(source, target, overwrite=True)
+    finally:
+        with suppress(OSError):  # a link to the file that is there already leaves both names
+            os.unlink(temporary)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -245,6 +275,12 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             _sync(Path(parent, name))
         _sync_folder(Path(parent))
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a folder another name beside its own, durably. Raises OSError."""
+    os.rename(source, target)
+    _sync_folder(target.parent)
 
 
 def remove_tree(folder: Path) -> None:
@@ -344,12 +380,13 @@ class Commit:
             self._write_journal(folder, files=files, removed=removed)
             try:
                 taken = _roll_forward(folder, files, removed)
-            except OSError:
+            except BaseException:
                 if not self._take_back(files):
                     self._staged, self._shown, self._journal = [], {}, None  # the next run finishes
                 raise
         if taken is not None:
             raise DiskError(f"`{taken}` exists", hint="--force overwrites it, -o chooses another name")
+        self._shown = {}  # nothing is taken away any more
         for parent in {staged.target.parent for staged in self._staged}:
             _sync_folder(parent)
         with suppress(OSError):  # all is there: a journal that stays says nothing new

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from mavcli import stopping
-from mavcli.errors import Interrupted, MavError
+from mavcli.errors import DiskError, Interrupted, MavError
+from mavcli.files import make_folder, write_text
 from mavcli.recipe.share import cache_dir
 
 if TYPE_CHECKING:
@@ -294,14 +295,11 @@ def show_failure(failure: Failure, *, json: bool = False) -> None:
 
 def save_traceback(error: BaseException) -> Path | None:
     """Write the traceback to a log file and return it, or None where there is no place for it."""
-    with contextlib.suppress(OSError):
-        folder = cache_dir() / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "last.log"
+    with contextlib.suppress(DiskError, OSError):
+        path = cache_dir() / "logs" / "last.log"
+        make_folder(path.parent)
         lines = ["mav " + " ".join(sys.argv[1:]), "", *traceback.format_exception(error)]
-        path.write_text(
-            "\n".join(line.rstrip("\n") for line in lines) + "\n", encoding="utf-8", errors="replace"
-        )
+        write_text(path, "\n".join(line.rstrip("\n") for line in lines) + "\n", overwrite=True)
         return path
     return None
 

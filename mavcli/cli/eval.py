@@ -15,6 +15,7 @@ from mavcli.cli.eval_human import human
 from mavcli.cli.eval_run import run
 from mavcli.cli.options import Family, SeedOption, with_options
 from mavcli.errors import counted
+from mavcli.files import write_text
 from mavcli.report import WithoutMessages
 
 if TYPE_CHECKING:
@@ -143,7 +144,6 @@ def pocket(
                     train(path, console)
             return
         from mavcli.engine.cascade import Cascade
-        from mavcli.engine.output import write_text
         from mavcli.engine.work import Work
         from mavcli.errors import UsageError
         from mavcli.evaluation import pocket as measures
@@ -249,7 +249,7 @@ def pocket(
             )
         ]
         written = json_module.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_text(folder / "report.json", written, force=True)
+        write_text(folder / "report.json", written, overwrite=True)
         console.result(what)
         for line in [*_tables(told), *_fps_lines(control), *_stage_lines(distances)]:
             console.result(line)

@@ -379,7 +379,7 @@ class _Session:
 
     def tell(self, score: Score | MotionScore) -> None:
         """The score on stdout, and in its files; the leading rank's business."""
-        from mavcli.engine.output import write_text
+        from mavcli.files import write_text
 
         self.console.close()
         if not self.shard.leads:
@@ -388,7 +388,7 @@ class _Session:
         if network.get("weights_as_published") is False:
             self.console.warning(f"`{network['weights']}` is not the file that is published under this name")
         for path, text in zip(self._files(), self._texts(score), strict=False):
-            write_text(path, text, force=self._chosen.force)
+            write_text(path, text, overwrite=self._chosen.force)
         for line in _lines(score.as_dict()):
             self.console.result(line)
         self.console.result_object(score.as_dict())

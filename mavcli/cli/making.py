@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json as json_module
 import sys
 import time
@@ -18,6 +17,7 @@ import typer
 from mavcli import stopping
 from mavcli.cli.console import Console, cache_dir, duration, table
 from mavcli.errors import InputError, MavError, UsageError
+from mavcli.files import file_sha256, reading
 from mavcli.report import Report
 
 if TYPE_CHECKING:
@@ -422,11 +422,8 @@ def _result(target: Target, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file_sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
+    with reading(path):
+        return file_sha256(path)
 
 
 def read_source(

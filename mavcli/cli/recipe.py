@@ -89,17 +89,15 @@ def cp(
     json: JsonOption = False,
 ) -> None:
     """Copy a recipe, to change it."""
-    from mavcli.errors import DiskError
+    from mavcli.files import make_folder, write_bytes
     from mavcli.recipe.load import find_recipe, load_recipe
 
     console = Console(json=json)
     source = find_recipe(name)
     load_recipe(source)
     target = file / source.name if file.is_dir() else file
-    if target.exists() and not force:
-        raise DiskError(f"{target} exists", hint="--force overwrites it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(source.read_bytes())
+    make_folder(target.parent)
+    write_bytes(target, source.read_bytes(), overwrite=force)
     load_recipe(target)
     console.result(target)
     console.result_object({"path": str(target)})

@@ -12,6 +12,7 @@ import typer
 from mavcli.cli.console import Console, duration, table
 from mavcli.cli.options import ForceOption, JsonOption
 from mavcli.errors import UsageError
+from mavcli.files import write_text
 
 if TYPE_CHECKING:
     from mavcli.training.runs import Run
@@ -57,7 +58,6 @@ def runs(
 
 
 def _draw(found: list[Run], root: Path, path: Path, *, force: bool) -> None:
-    from mavcli.engine.output import write_text
     from mavcli.evaluation.plots import lines_svg
     from mavcli.training.runs import loss_curves
 
@@ -74,7 +74,7 @@ def _draw(found: list[Run], root: Path, path: Path, *, force: bool) -> None:
         raise UsageError(
             f"no training in {root} has written a loss yet", hint="the first comes after `log_every` steps"
         )
-    write_text(path, lines_svg(series, title=title, x="step"), force=force)
+    write_text(path, lines_svg(series, title=title, x="step"), overwrite=force)
 
 
 def _row(run: Run, root: Path) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ import PIL
 from mavcli import stopping
 from mavcli.data.places import Place
 from mavcli.data.scan import MEMORY, PATIENCE, Facts, passing, scan
-from mavcli.errors import counted
-from mavcli.media.image import move_into_place, temporary_name
+from mavcli.errors import DiskError, counted
+from mavcli.files import make_folder, write_bytes
 from mavcli.recipe.share import cache_dir
 
 FORMAT = 3
@@ -101,19 +101,11 @@ class Index:
             json.dumps([name, stamp, facts], separators=(",", ":")).encode() + b"\n"
             for name, (stamp, facts) in sorted(self._entries.items())
         )
-        temporary = temporary_name(self.path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
-                file.write(json.dumps(self._head(body)).encode() + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            move_into_place(temporary, self.path, overwrite=True)
-        except OSError as error:
-            self.note = f"what was found cannot be kept in {self.path.parent}: {(error.strerror or str(error)).lower()}"
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            make_folder(self.path.parent)
+            write_bytes(self.path, json.dumps(self._head(body)).encode() + b"\n" + body, overwrite=True)
+        except DiskError as error:
+            self.note = f"what was found cannot be kept: {error.message}"
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from mavcli.data.places import Place, media
 from mavcli.errors import InputError, NotReadError, OutOfMemoryError
+from mavcli.files import file_sha256
 from mavcli.media.image import read_image
 from mavcli.media.scenes import Scenes
 from mavcli.media.video import Damage, Media, read_video, survey
@@ -165,13 +166,7 @@ def _without_names(words: str, place: Place) -> str:
 def _sha256(media: Path | bytes, alive: Callable[[int], None] | None) -> str:
     if isinstance(media, bytes):
         return hashlib.sha256(media).hexdigest()
-    digest = hashlib.sha256()
-    with open(media, "rb") as file:
-        while piece := file.read(1 << 24):
-            digest.update(piece)
-            if alive is not None:
-                alive(0)
-    return digest.hexdigest()
+    return file_sha256(media, advance=None if alive is None else lambda _: alive(0))
 
 
 def _work() -> None:

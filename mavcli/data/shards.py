@@ -23,7 +23,8 @@ from mavcli.data.captions import MAX_TEXT, TEXT_FILES, BadTextError, caption_in
 from mavcli.data.index import Index
 from mavcli.data.places import Listing, Place, is_packed, is_url
 from mavcli.errors import InputError
-from mavcli.media.image import describe, disk_error, hint_for, temporary_name
+from mavcli.files import make_folder, whole_path
+from mavcli.media.image import describe, hint_for
 from mavcli.media.passing import not_read
 from mavcli.recipe.share import cache_dir
 
@@ -111,15 +112,9 @@ def local_copy(url: str, version: str, *, keep_bytes: int) -> Iterator[str]:
     kept = _kept(url, version)
     if not kept.is_file():
         system, path = _system(url)
-        temporary = temporary_name(kept)
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(kept.parent)
+        with whole_path(kept, overwrite=True) as temporary:
             _patiently(url, lambda: system.get_file(path, str(temporary)))
-            os.replace(temporary, kept)
-        except OSError as error:
-            raise disk_error(kept, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
     try:
         yield str(kept)
     finally:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -27,6 +25,7 @@ from PIL import Image, ImageDraw
 
 from mavcli.data.atlas import CELL, GLYPHS
 from mavcli.errors import InputError
+from mavcli.files import whole_folder
 
 Split = Literal["train", "held_out", "all"]
 Point = tuple[float, float]
@@ -892,18 +891,8 @@ def write_folder(
         raise InputError(
             f"`{directory}` is not empty", hint="name a folder that does not exist yet, or remove it"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        counts = _write_files(partial, images, clips, size, seed, progress or (lambda done, total: None))
-        if directory.exists():
-            directory.rmdir()
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return counts
+    with whole_folder(directory) as partial:
+        return _write_files(partial, images, clips, size, seed, progress or (lambda done, total: None))
 
 
 def _write_files(

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from mavcli.errors import DiskError, UsageError
+from mavcli.files import make_folder, sweep, write_text
 from mavcli.media.frames import Frames, contact_sheet, fit, frames_sha256
-from mavcli.media.image import disk_error, write_png
+from mavcli.media.image import write_png
 from mavcli.media.video import Sound, exact_rate, write_video
 from mavcli.media.video import Written as WrittenVideo
 from mavcli.recipe.schema import Output
@@ -103,10 +103,8 @@ def claim(target: Target, *, force: bool) -> None:
 def claim_files(files: Sequence[Path], *, force: bool) -> None:
     """Make the folder of files that will be written; raises as `claim` does, before anything is computed."""
     for folder in dict.fromkeys(file.parent for file in files):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(folder, error) from error
+        make_folder(folder)
+        sweep(folder)
         if not os.access(folder, os.W_OK):
             raise DiskError(f"`{folder}` cannot be written to", hint="choose another folder with -o")
     for file in files:
@@ -201,7 +199,7 @@ def write_result(
     if target.sheet is not None:
         write_png(target.sheet, sheet.drawn(float(rate)), overwrite=force)
     write_text(
-        target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
+        target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", overwrite=force
     )
     return Written(target, written.frames, told["width"], told["height"], float(rate), written.frames_sha256)
 
@@ -217,7 +215,7 @@ def write_still(target: Target, picture: Frames, *, run: Mapping[str, Any], forc
     text = json.dumps(told, ensure_ascii=True, default=str)
     write_png(target.video, picture, overwrite=force, metadata={"mav_run": text})
     write_text(
-        target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", force=force
+        target.sidecar, json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n", overwrite=force
     )
     return Written(target, 1, width, height, 0.0, digest)
 
@@ -249,20 +247,3 @@ class _Sheet:
     def drawn(self, fps: float) -> Frames:
         """The contact sheet, when all have gone by."""
         return contact_sheet(np.stack(self._kept), labels=[f"{i / fps:.2f} s" for i in self._places])
-
-
-def write_text(path: Path, text: str, *, force: bool) -> None:
-    """Write a whole file or none; an older one stays unless `force`. Raises DiskError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists() and not force:
-            raise DiskError(f"`{path}` exists", hint="--force overwrites it, -o chooses another name")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)

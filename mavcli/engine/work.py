@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from mavcli.errors import DiskError
+from mavcli.files import make_folder, write_bytes
 
 LIMIT = 2_000_000_000
 """Bytes that are kept at most."""
@@ -65,17 +67,12 @@ class Work:
         """Keep `tensor` under `key`, and let the longest unused entries go while the folder is over its limit."""
         plain = tensor.detach().cpu().contiguous()
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save({"output": plain}, metadata={"sha256": _tensor_digest(plain)}))
-            os.replace(temporary, path)
+        # a full or foreign disk: the run goes on without a memory
+        with contextlib.suppress(DiskError, OSError):
+            make_folder(self.folder)
+            entry = save({"output": plain}, metadata={"sha256": _tensor_digest(plain)})
+            write_bytes(path, entry, overwrite=True, durable=False)
             self._prune(spare=path)
-        except OSError:
-            pass  # a full or foreign disk: the run goes on without a memory
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     def size(self) -> int:
         """Bytes that are kept."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mavcli.engine.cascade import Cascade
-from mavcli.engine.output import Target, claim, finished_run, run_key, write_result, write_text
+from mavcli.engine.output import Target, claim, finished_run, run_key, write_result
 from mavcli.engine.randomness import Draw
 from mavcli.errors import UsageError, counted
 from mavcli.evaluation.clips import Folder, FrameChoice
@@ -35,8 +35,8 @@ from mavcli.evaluation.protocol import ClipShape, Metric, Preset, Prompt, Senten
 from mavcli.evaluation.scores import Measurement, Score, clipsim, fid, fvd, gaussian, inception
 from mavcli.evaluation.shards import Shard
 from mavcli.evaluation.tables import compare
+from mavcli.files import make_folder, together, write_text
 from mavcli.media.frames import resize, to_uint8
-from mavcli.media.image import disk_error
 from mavcli.models.clip import words_of
 from mavcli.recipe.schema import Output, Recipe
 from mavcli.report import Report
@@ -516,12 +516,10 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> list[Path]:
             texts[plots[-1]] = bars_svg(found["classes"], title=f"{what}, by class")
     texts["scores.md"] = _markdown(report, plots)
     paths = [folder / name for name in texts]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with together():
         for path, text in zip(paths, texts.values(), strict=True):
-            write_text(path, text, force=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
+            write_text(path, text, overwrite=True)
     return paths
 
 

@@ -8,7 +8,6 @@ f frames, h w pixels, uint8 `f h w 3`.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from mavcli.data.places import walk
 from mavcli.errors import InputError, UsageError, counted
+from mavcli.files import file_sha256, reading
 from mavcli.media.frames import Frames
 from mavcli.media.image import describe, hint_for, read_image
 from mavcli.media.video import Damage, Survey, frames_at, nearest_frames, read_clip, read_video, survey
@@ -215,11 +215,8 @@ def _too_short(path: Path, choice: FrameChoice, held: int, notes: Sequence[str])
 
 def content_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises InputError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
+    with reading(path):
+        return file_sha256(path)
 
 
 def refuse_faults(faults: Sequence[str], folder: Folder) -> None:

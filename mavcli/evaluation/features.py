@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +31,7 @@ from mavcli.errors import DiskError, InputError, Interrupted, WeightsError
 from mavcli.evaluation.clips import Folder, FrameChoice, content_sha256, read_frames
 from mavcli.evaluation.fingerprint import package_versions
 from mavcli.evaluation.shards import Shard
+from mavcli.files import make_folder, write_bytes
 from mavcli.media.frames import Frames
 from mavcli.report import Report
 
@@ -135,19 +134,13 @@ class FeatureStore:
         told = {"items": items, "facts": self._facts, "sha256": _digest(joined)}
         name = hashlib.sha256(items.encode()).hexdigest()[:32] + ".safetensors"
         path = self.folder / name
-        temporary = path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save({"features": joined}, metadata=told))
-            os.replace(temporary, path)
-        except OSError as error:
+            make_folder(self.folder)
+            write_bytes(path, save({"features": joined}, metadata=told), overwrite=True, durable=False)
+        except DiskError as error:
             raise DiskError(
-                f"cannot keep features in {self.folder}: {error.strerror or error}",
-                hint="MAV_CACHE=/a/larger/disk mav eval ...",
+                f"cannot keep features: {error.message}", hint="MAV_CACHE=/a/larger/disk mav eval ..."
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
         self._known.add(name)
         self._place(name, json.loads(items))
 

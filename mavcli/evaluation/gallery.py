@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mavcli.engine.output import write_text
 from mavcli.errors import DiskError
 from mavcli.evaluation.described import Described
 from mavcli.evaluation.human_server import asset
-from mavcli.media.image import disk_error
+from mavcli.files import write_text, writing
 
 _MARK = '<meta name="generator" content="mav gallery">'
 
@@ -38,16 +37,12 @@ def gallery_page(videos: Sequence[Described], *, page: Path, title: str) -> str:
 
 def write_gallery(page: Path, videos: Sequence[Described], *, title: str, force: bool = False) -> None:
     """Write the page; an older one of mav's own is replaced. Raises DiskError."""
-    try:
-        if page.is_dir():
-            raise DiskError(f"`{page}` is a folder, wanted a file name")
-        if page.exists() and not force and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
+    with writing(page):
+        if page.is_file() and not force and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
             raise DiskError(
                 f"`{page}` exists and is no gallery", hint="--force overwrites it, -o chooses another name"
             )
-        write_text(page, gallery_page(videos, page=page, title=title), force=True)
-    except OSError as error:
-        raise disk_error(page, error) from error
+    write_text(page, gallery_page(videos, page=page, title=title), overwrite=True)
 
 
 def _told(video: Described, folder: Path) -> dict[str, Any]:

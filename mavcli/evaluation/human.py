@@ -29,7 +29,7 @@ from mavcli.evaluation.clips import Folder
 from mavcli.evaluation.described import Described, described_videos
 from mavcli.evaluation.intervals import wilson
 from mavcli.evaluation.tables import TABLES
-from mavcli.media.image import disk_error
+from mavcli.files import disk_error, file_sha256, reading, write_text
 
 Question = Literal["quality", "faithfulness", "motion"]
 Answer = Literal["a", "b", "tie"]
@@ -235,11 +235,8 @@ def make_study(
 
 
 def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from error
+    with reading(path):
+        return file_sha256(path)
 
 
 def _hash(*parts: str) -> str:
@@ -262,21 +259,12 @@ def open_folder(folder: Path, study: Study) -> Path:
                     hint="-o FOLDER starts a new one",
                 )
         else:
-            _write_synced(key, json.dumps(study.private(), indent=1, ensure_ascii=False) + "\n")
+            write_text(key, json.dumps(study.private(), indent=1, ensure_ascii=False) + "\n", overwrite=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     except ValueError as error:
         raise InputError(f"`{key}` is no JSON: {error}", hint="-o FOLDER starts a new study") from error
     return folder / "votes.jsonl"
-
-
-def _write_synced(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 # -- votes --------------------------------------------------------------------------------------------------------------
@@ -580,7 +568,5 @@ def _answer(item: Item, vote: Vote, question: Question) -> Answer:
 
 def write_json(path: Path, value: Any) -> None:
     """A whole file or none. Raises DiskError."""
-    try:
-        _write_synced(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        raise disk_error(path, error) from error
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, overwrite=True)

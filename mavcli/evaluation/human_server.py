@@ -9,7 +9,6 @@ import json
 import mimetypes
 import os
 import re
-import shutil
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -19,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from mavcli.errors import DiskError, UsageError
 from mavcli.evaluation.human import BadVoteError, Study, VoteBook, read_vote
-from mavcli.media.image import disk_error
+from mavcli.files import copy_file, disk_error, write_bytes
 
 PAGE = ("human.html", "human.css", "human.js")
 _LARGEST_VOTE = 16384
@@ -53,10 +52,11 @@ def write_static(folder: Path, study: Study, *, force: bool = False) -> Path:
         (folder / "media").mkdir(parents=True, exist_ok=True)
         for item in study.items:
             for clip in item.clips:
-                shutil.copyfile(item.path(clip), folder / item.source(clip))
+                copy_file(item.path(clip), folder / item.source(clip), overwrite=True)
         for name in PAGE:
-            (folder / ("index.html" if name == "human.html" else name)).write_bytes(asset(name))
-        (folder / "study.js").write_bytes(script)
+            place = folder / ("index.html" if name == "human.html" else name)
+            write_bytes(place, asset(name), overwrite=True)
+        write_bytes(folder / "study.js", script, overwrite=True)
     except OSError as error:
         raise disk_error(folder, error) from error
     return folder / "index.html"

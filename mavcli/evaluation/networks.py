@@ -23,8 +23,8 @@ from mavcli.evaluation.i3d import Layer as I3DLayer
 from mavcli.evaluation.inception import Inception, Resizing, load_inception, to_input
 from mavcli.evaluation.inception import Layer as InceptionLayer
 from mavcli.evaluation.weight_files import is_published
+from mavcli.files import file_sha256
 from mavcli.media.frames import Frames
-from mavcli.weights.provenance import file_sha256
 
 _PICTURES = 32
 """Pictures that a picture network takes at once."""

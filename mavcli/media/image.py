@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import secrets
 import warnings
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from mavcli import stopping
-from mavcli.errors import DiskError, InputError, MavError, NotReadError, OutOfMemoryError
+from mavcli.errors import InputError, MavError, NotReadError, OutOfMemoryError
+from mavcli.files import whole_file
 from mavcli.media.frames import MAX_PIXELS, Frames, check_size
 from mavcli.media.passing import not_read, refuse_passing
 
@@ -108,22 +107,9 @@ def write_png(path: str | os.PathLike[str], image: Frames, *, overwrite: bool = 
     info = PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
-    target = Path(path)
-    refuse_existing(target, overwrite)
-    temporary = temporary_name(target)
-    try:
-        with open(temporary, "xb") as file:
-            # Level 4 makes a contact sheet as small as 6 does, in a third of its time.
-            Image.fromarray(np.ascontiguousarray(image)).save(
-                file, format="PNG", pnginfo=info, compress_level=4
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        move_into_place(temporary, target, overwrite=overwrite)
-    except OSError as error:
-        raise disk_error(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, overwrite=overwrite) as file:
+        # Level 4 makes a contact sheet as small as 6 does, in a third of its time.
+        Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=info, compress_level=4)
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
@@ -197,56 +183,6 @@ def hint_for(found: str) -> str | None:
         "an AVIF or HEIC image": "convert it to PNG or JPEG first",
         "an animated WebP": "convert it to MP4 or GIF first",
     }.get(found)
-
-
-def temporary_name(target: Path) -> Path:
-    """A name beside `target`, hidden, that no other process uses, with the same suffix."""
-    return target.with_name(f".{target.stem[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp{target.suffix}")
-
-
-def refuse_existing(target: Path, overwrite: bool) -> None:
-    """DiskError unless `target` may be created."""
-    if target.is_dir():
-        raise DiskError(f"`{target}` is a folder, wanted a file name")
-    if target.exists() and not overwrite:
-        raise DiskError(f"`{target}` exists", hint="choose another name with `-o`, or give `--force`")
-    if not target.parent.is_dir():
-        raise DiskError(f"`{target.parent}` is no folder", hint=f"mkdir -p {target.parent}")
-
-
-def move_into_place(temporary: Path, target: Path, *, overwrite: bool) -> None:
-    """Give a finished file its name in one step, then make the name durable. Raises OSError and DiskError."""
-    if overwrite:
-        os.replace(temporary, target)
-    else:
-        try:
-            os.link(temporary, target)  # unlike rename, fails when another process took the name meanwhile
-        except FileExistsError:
-            refuse_existing(target, False)
-            raise
-        except OSError:  # a file system without hard links
-            refuse_existing(target, False)
-            os.replace(temporary, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError:
-        pass  # some network file systems cannot; the file itself is synced
-    finally:
-        os.close(folder)
-
-
-def disk_error(target: Path, error: OSError) -> DiskError:
-    """An OSError of writing in words, with advice where the disk is the cause."""
-    hints = {
-        errno.ENOSPC: "free some space, or choose another folder with `-o`",
-        errno.EDQUOT: "free some space, or choose another folder with `-o`",
-        errno.EACCES: "choose a folder that you may write to with `-o`",
-        errno.EROFS: "choose a folder that you may write to with `-o`",
-    }
-    return DiskError(
-        f"cannot write `{target}`: {(error.strerror or str(error)).lower()}", hint=hints.get(error.errno or 0)
-    )
 
 
 def _ready() -> None:

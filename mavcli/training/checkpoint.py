@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,16 +27,22 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mavcli.errors import DiskError, DivergedError, MavError, WeightsError
+from mavcli.files import (
+    describe_file,
+    remove_tree,
+    rename,
+    sweep,
+    sync_tree,
+    temporary_path,
+    write_text,
+)
 from mavcli.training.distributed import Group, local
-from mavcli.weights.provenance import file_sha256
 
 KEEP = 2
 SCHEMA = 3
 """Of the manifest. 2 differs in its shards only, which were a pickle. `manifest_sha256` must mean the same in every later one."""
 _READABLE = (2, SCHEMA)
 _NAME = re.compile(r"step-(\d{7,})")
-_STAGING = re.compile(r"\.tmp-\d+-(\d+)-[0-9a-f]+")
-_TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]+)?\.tmp(?:\.\w+)?")  # of weights, metrics and pictures
 _STATE, _SHARDS, _PICKLE = "state.safetensors", "shards", "shards/.metadata"
 _SHARES = "shares"  # key in the metadata of a shard
 
@@ -188,8 +192,7 @@ def save_checkpoint(
     """
     group = group or Group()
     final = folder / f"step-{manifest['step']:07d}"
-    staging = folder / f".tmp-{manifest['step']:07d}-{os.getpid()}-{secrets.token_hex(4)}"
-    staging = group.gather(staging)[0]
+    staging = group.gather(temporary_path(final, suffix=""))[0]
     sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     try:
         _together(group, folder, lambda: _refuse_infinite(tensors))
@@ -206,7 +209,7 @@ def save_checkpoint(
             group.agree()
     finally:
         if group.first:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_tree(staging)
     return final
 
 
@@ -247,7 +250,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
         del found["manifest.json"]
         if found.keys() == manifest["files"].keys() and all(
-            not file.is_symlink() and _described(file) == manifest["files"][name]
+            not file.is_symlink() and describe_file(file) == manifest["files"][name]
             for name, file in found.items()
         ):
             return manifest
@@ -263,16 +266,8 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def remove_stale(folder: Path, *, exports: Path | None = None) -> None:
     """Delete what killed processes left half-written in a run's folder, and among the weights of `exports` too."""
-    for path in folder.glob(".tmp-*"):
-        match = _STAGING.fullmatch(path.name)
-        if match and not _alive(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-    files = [*folder.glob(".*.tmp*"), *folder.glob("samples/.*.tmp*")]
-    files += exports.parent.glob(f".{exports.stem}*.tmp") if exports is not None else []
-    for path in files:
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and not _alive(int(match[1])):
-            path.unlink(missing_ok=True)
+    for place in (folder, folder / "samples", *([exports.parent] if exports is not None else [])):
+        sweep(place, again=True)
 
 
 def _together(group: Group, folder: Path, action: Callable[[], None]) -> None:
@@ -327,10 +322,8 @@ def _write_shard(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> N
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    path.touch()  # with the mode that the umask leaves; safetensors 0.8 puts a file of mode 0600 in its place
-    mode = path.stat().st_mode
-    save_file(whole, path, metadata)
-    path.chmod(mode)
+    with whole_path(path, durable=False) as temporary:  # synced with the whole folder
+        save_file(whole, temporary, metadata)
 
 
 def _commit(
@@ -344,26 +337,21 @@ def _commit(
     if tensors:
         _write_tensors(staging / _STATE, tensors, {})
     files = sorted(file for file in staging.rglob("*") if file.is_file())
-    described = {file.relative_to(staging).as_posix(): _described(file) for file in files}
+    described = {file.relative_to(staging).as_posix(): describe_file(file) for file in files}
     body = {**manifest, "schema": SCHEMA, "world_size": world, "files": described}
     text = json.dumps({"manifest_sha256": _digest(body), **body}, indent=1)
-    (staging / "manifest.json").write_text(text, encoding="utf-8")
-    for path in (*files, staging / "manifest.json", *{file.parent for file in files}, staging):
-        _sync(path)
+    write_text(staging / "manifest.json", text)
+    sync_tree(staging)
+    aside = temporary_path(final, suffix="")
     if final.exists():  # a damaged one that this training started over from
-        final.rename(staging.with_name(f"{staging.name}0"))
-    staging.rename(final)
-    _sync(folder)
+        rename(final, aside)
+    rename(staging, final)
     if read_manifest(final) is None:
         raise DiskError(f"{final} does not read back as it was written; older checkpoints were kept")
-    shutil.rmtree(staging.with_name(f"{staging.name}0"), ignore_errors=True)
+    remove_tree(aside)
     # A later one is damaged too; it must not push out a whole one.
     for old in [path for path in _folders(folder) if path.name <= final.name][:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _described(file: Path) -> dict[str, Any]:
-    return {"size": file.stat().st_size, "sha256": file_sha256(file)}
+        remove_tree(old)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -374,21 +362,3 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(
         (p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(p.name[5:])
     )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

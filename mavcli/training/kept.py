@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mavcli.engine.work import content_key
-from mavcli.media.image import move_into_place
+from mavcli.errors import DiskError
+from mavcli.files import make_folder, write_bytes
 
 KEY_BYTES, CHECK_BYTES = 16, 8
 AT_ONCE = 8 << 20
 """Bytes of new rows that are held back until they make a file; a kill costs no more than these."""
-_HALF_WRITTEN_S = 3600
-"""After so long a file that has no name yet is what a kill left."""
 
 Row = NDArray[np.float32]
 
@@ -134,25 +131,17 @@ class KeptRows:
 
     def _write(self, data: bytes) -> None:
         path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.rows"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
             if not self._make_room(len(data)):
                 self.note = (
                     f"{self.root} holds {self.limit / 1e9:g} GB, the most it may; what is new is not kept"
                 )
                 return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            move_into_place(temporary, path, overwrite=True)
+            make_folder(self.folder)
+            write_bytes(path, data, overwrite=True, durable=False)
             self._used.add(path.name)
-        except OSError as error:
-            self.note = f"nothing new is kept in {self.root}: {(error.strerror or str(error)).lower()}"
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        except DiskError as error:
+            self.note = f"nothing new is kept in {self.root}: {error.message}"
 
     def _make_room(self, size: int) -> bool:
         """Whether `size` bytes more fit, after letting go the longest unused files that this run did not need.
@@ -160,13 +149,10 @@ class KeptRows:
         Its own stay: rows are drawn at random, and a folder that forgets the oldest of too many would find none of them.
         """
         files = []
-        for path in self.root.glob("*/*.rows*"):
+        for path in self.root.glob("*/*.rows"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
-                if path.suffix == ".rows":
-                    files.append((stat.st_mtime, stat.st_size, path))
-                elif time.time() - stat.st_mtime > _HALF_WRITTEN_S:
-                    path.unlink()
+                files.append((stat.st_mtime, stat.st_size, path))
         total = size + sum(bytes_ for _, bytes_, _ in files)
         for _, bytes_, path in sorted(files):
             if total <= self.limit:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mavcli.errors import DiskError, RecipeError
-from mavcli.media.image import temporary_name
+from mavcli.files import append_line, write_text
 
 _FPS_EDGES = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0, 24.0, 30.0, float("inf"))
 
@@ -30,15 +30,12 @@ class Metrics:
             if self.path.exists():
                 lines = self.path.read_text(encoding="utf-8").splitlines()
                 kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= start)
-                aside = temporary_name(self.path)
-                aside.write_text(kept, encoding="utf-8")
-                aside.replace(self.path)
+                write_text(self.path, kept, overwrite=True)
         self._board = _open_board(folder / "tensorboard", start) if tensorboard else None
 
     def write(self, *, step: int, **values: float | dict[str, int]) -> None:
         """One line; numbers go to TensorBoard too."""
-        with self._disk_errors(), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values, "time": round(time.time(), 1)}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **values, "time": round(time.time(), 1)}))
         if self._board is not None:
             for name, value in values.items():
                 if not isinstance(value, dict):

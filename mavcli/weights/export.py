@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mavcli.errors import DiskError, WeightsError
+from mavcli.files import make_folder, write_text
 from mavcli.report import Report, Silent
 from mavcli.specs import PriorSpec, ScheduleSpec, UNetSpec
 from mavcli.weights.keymap import KeyTable
@@ -299,9 +300,6 @@ def scheduler_config(schedule: ScheduleSpec) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+    make_folder(path.parent)
+    write_text(path, json.dumps(value, indent=2) + "\n", overwrite=True)
     return path

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from mavcli.errors import DiskError, MavError, UsageError, WeightsError
+from mavcli.files import file_sha256, link_or_copy, write_text
 from mavcli.recipe.share import cache_dir
 from mavcli.report import Report
 from mavcli.weights.manifest import Published, RemoteFile, published
@@ -178,7 +179,7 @@ def check_pulled(name: str, entry: Published) -> list[tuple[str, WeightsError | 
             fault = WeightsError(f"{file} is no file of `{name}`")
         elif not file.is_file():
             fault = WeightsError(f"{file} is gone", hint=f"mav weights pull {name}")
-        elif (found := digest(file)) != (stated[path] or record.get("sha256")):
+        elif (found := file_sha256(file)) != (stated[path] or record.get("sha256")):
             fault = WeightsError(
                 f"{file} is damaged: its SHA-256 is {found}", hint=f"mav weights pull {name}"
             )
@@ -228,17 +229,6 @@ def download(url: str, target: Path, *, report: Report, hint: str | None = None)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
-
-
-def digest(path: Path, report: Report | None = None) -> str:
-    """SHA-256 of a file, with progress in bytes."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-            if report is not None:
-                report.advance(len(block))
-    return sha256.hexdigest()
 
 
 class _Counted:
@@ -315,7 +305,7 @@ def _get(plan: Pull, piece: Piece, report: Report) -> str:
     """Bring one file to its place; returns where it came from."""
     report.stage(piece.file.path, 2 * (piece.size or 0))
     if piece.here is not None:
-        _bring(piece.here, piece.target)
+        link_or_copy(piece.here, piece.target)
         report.advance(piece.size or 0)
         return str(piece.here)
     help_ = (
@@ -339,7 +329,7 @@ def _get(plan: Pull, piece: Piece, report: Report) -> str:
 
 def _verify(plan: Pull, piece: Piece, report: Report) -> str:
     """The file's SHA-256, which must be the published one; a file with another is taken away again."""
-    found = digest(piece.target, report)
+    found = file_sha256(piece.target, advance=report.advance)
     if piece.sha256 is not None and found != piece.sha256:
         piece.target.unlink()
         where = piece.here or piece.file.url or plan.entry.hub
@@ -348,20 +338,6 @@ def _verify(plan: Pull, piece: Piece, report: Report) -> str:
             hint=f"mav weights pull {plan.name} fetches it again",
         )
     return found
-
-
-def _bring(source: Path, target: Path) -> None:
-    """A second name for the same bytes where the disk allows it, else a copy; whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            os.link(source.resolve(), temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        # A link to the file that is there already leaves both names behind.
-        temporary.unlink(missing_ok=True)
 
 
 def _linkable(piece: Piece) -> bool:
@@ -374,10 +350,8 @@ def _is_recorded(target: Path, entry: dict[str, Any]) -> bool:
 
 
 def _write_record(folder: Path, name: str, files: dict[str, dict[str, Any]]) -> None:
-    temporary = folder / f".{RECORD}.{os.getpid()}.tmp"
     text = json.dumps({"published": name, "files": files}, indent=1, sort_keys=True)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / RECORD)
+    write_text(folder / RECORD, text + "\n", overwrite=True)
 
 
 def _existing(folder: Path) -> Path:

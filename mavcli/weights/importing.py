@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from mavcli.errors import DiskError, UsageError, WeightsError
+from mavcli.files import write_text
 from mavcli.recipe.load import load_recipe
 from mavcli.report import Report, Silent
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
@@ -176,10 +177,7 @@ def write_recipe(out: Path, plans: Sequence[Plan], *, name: str) -> Path:
             part |= {"size": plan.spec.image_size, "enlarge": "bicubic-antialias"}
     about = f"# Written by `mav weights import`. `mav inflate {out}/decoder.safetensors --out {out}` adds the temporal layers.\n"
     text = about + yaml.safe_dump(recipe, sort_keys=False, width=110)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, text, overwrite=True)
     load_recipe(path)
     return path
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mavcli.errors import DiskError, UsageError
+from mavcli.errors import UsageError
+from mavcli.files import write_text
 from mavcli.recipe.load import as_yaml
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import UNetSpec
@@ -79,10 +80,7 @@ def write_card(
         *_recipe(recipe),
     ]
     path = out / "README.md"
-    try:
-        path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, "\n".join(lines).rstrip() + "\n", overwrite=True)
     return Card(path, tuple(missing))
 
 

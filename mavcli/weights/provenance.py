@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mavcli.errors import DiskError, WeightsError
+from mavcli.files import make_folder, remove, together, whole_file
 from mavcli.recipe.schema import STAGES
 from mavcli.specs import ClassifierSpec, ClipSpec, MotionJudgeSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
 from mavcli.weights.reading import Reading, TensorFile, changed, record, recorded
@@ -209,7 +210,7 @@ def save_weights(
 ) -> list[Path]:
     """Write `tensors` as `path`, or as shards of at most `max_shard_bytes` a file, and return what was written.
 
-    A file appears whole or not at all (temporary file, fsync, rename); older forms of the same name are removed last,
+    The files are one commit; older forms of the same name go when they appear,
     and shards of two saves are told apart by `content_sha256`. A tensor larger than `max_shard_bytes` has a shard alone.
     Types are kept. Each tensor is asked for twice, for its digest and to be written, and no two are held at once: a mapping
     that makes them when asked never holds a network. Raises WeightsError on nan, inf, no tensors, or a name that looks like
@@ -243,26 +244,14 @@ def save_weights(
     targets = (
         [path] if len(shards) == 1 else [_shard_path(path, i + 1, len(shards)) for i in range(len(shards))]
     )
-    staged: list[tuple[Path, Path]] = []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with together():
         for target, shard in zip(targets, shards, strict=True):
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            staged.append((temporary, target))
-            with open(temporary, "wb") as file:
+            with whole_file(target, overwrite=True) as file:
                 _write_tensors(file, {name: entries[name] for name in shard}, tensors, {"mav": text})
-        for temporary, target in staged:
-            os.replace(temporary, target)
         for old in _all_forms(path):
             if old not in targets:
-                old.unlink()
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        for temporary, _ in staged:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+                remove(old)
     return targets
 
 
@@ -272,18 +261,9 @@ def write_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
     As in `save_weights`, each tensor is asked for twice and no two are held at once; the errors are the same.
     """
     entries = {name: _Entry.of(name, tensors, path)[0] for name in sorted(tensors)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            _write_tensors(file, entries, tensors, {})
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    make_folder(path.parent)
+    with whole_file(path, overwrite=True) as file:
+        _write_tensors(file, entries, tensors, {})
 
 
 @dataclass(frozen=True)
@@ -311,7 +291,7 @@ class _Entry:
 def _write_tensors(
     file: IO[bytes], entries: Mapping[str, _Entry], tensors: Mapping[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    """The bytes of one safetensors file, on the disk when this returns."""
+    """The bytes of one safetensors file."""
     # wide numbers first, so that every tensor is aligned to its own width
     order = sorted(entries, key=lambda name: (-entries[name].width, name))
     index: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
@@ -326,8 +306,6 @@ def _write_tensors(
     file.write(struct.pack("<Q", len(head)) + head)
     for name in order:
         file.write(_tensor_bytes(tensors[name].detach().cpu()))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def load_weights(
@@ -556,12 +534,6 @@ def _dtype_name(tensor: Tensor) -> str:
     if tensor.dtype not in names:
         raise WeightsError(f"no place for numbers of type {tensor.dtype} in a weight file")
     return names[tensor.dtype]
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, as lower-case hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def common_name(file: Path | str) -> Path:

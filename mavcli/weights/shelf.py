@@ -7,7 +7,6 @@ name (`weights.dir: NAME`) just as it finds the families of the installation.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mavcli.errors import DiskError, UsageError, WeightsError
+from mavcli.files import copy_file, make_folder, remove, together
 from mavcli.recipe.schema import STAGES
 from mavcli.weights.manifest import load_manifest, weight_roots
 from mavcli.weights.provenance import (
@@ -108,23 +108,13 @@ def add_weights(source: Path, *, role: str, family: str, force: bool = False) ->
     need, free = sum(file.stat().st_size for file in files), shutil.disk_usage(_existing(folder)).free
     if need > free:
         raise DiskError(f"{source} takes {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {folder}")
-    staged: list[tuple[Path, Path]] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with together():
         for file, name in zip(files, names, strict=True):
-            temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-            staged.append((temporary, name))
-            shutil.copyfile(file, temporary)
-        for temporary, name in staged:
-            os.replace(temporary, name)
+            copy_file(file, name, overwrite=force)
         for file in old:
             if file not in names:
-                file.unlink()
-    except OSError as error:
-        raise DiskError(f"cannot write {target}: {(error.strerror or str(error)).lower()}") from error
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+                remove(file)
     return names
 
 

@@ -10,8 +10,9 @@ import torch
 from tiny_karlo import CLIP, CONFIGS, DECODER, PRIOR, SR, save, write_karlo
 
 from mavcli.cli.app import run
+from mavcli.files import file_sha256
 from mavcli.recipe.load import load_recipe
-from mavcli.weights.provenance import file_sha256, is_intact, load_weights, read_header, read_index
+from mavcli.weights.provenance import is_intact, load_weights, read_header, read_index
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,7 @@ def test_a_full_or_foreign_cache_is_said_with_its_path(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     store = FeatureStore(blocked, {})
-    with pytest.raises(DiskError, match="cannot keep features in"):
+    with pytest.raises(DiskError, match="cannot keep features: cannot write"):
         store.put([Entry("a" * 64, torch.zeros(1, 2), "16 x 16")])
 
 

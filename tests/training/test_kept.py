@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from forked import fork, kill_after
 
+from mavcli.files import _Sink, sweep, temporary_path
 from mavcli.training import kept
 from mavcli.training.kept import KeptRows
 
@@ -123,15 +123,18 @@ def test_a_writer_that_is_killed_leaves_whole_rows(tmp_path):
     assert len(files(tmp_path)) > 5
 
 
-def test_what_a_kill_left_half_written_goes_after_an_hour(tmp_path):
+def test_what_a_kill_left_half_written_goes_and_what_is_being_written_stays(tmp_path):
     fill(open_rows(tmp_path), range(2))
-    folder = files(tmp_path)[0].parent
-    old, young = folder / ".x.rows.1-0a", folder / ".y.rows.2-0b"
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (time.time() - 4000,) * 2)
-    fill(open_rows(tmp_path), range(2, 3))
-    assert not old.exists() and young.exists()
+    (kept_file,) = files(tmp_path)
+
+    def write_half() -> None:
+        temporary_path(kept_file).write_bytes(b"half")
+
+    kill_after(fork(write_half), 10)
+    write_half()
+    sweep(kept_file.parent, again=True)
+    (left,) = kept_file.parent.glob(".*")
+    assert f"-{os.getpid()}-" in left.name and kept_file.exists()
 
 
 def test_the_folder_never_holds_more_than_it_may_and_says_so(tmp_path):
@@ -162,10 +165,10 @@ def test_with_a_limit_of_nothing_nothing_is_read_or_written(tmp_path):
 def test_a_folder_that_cannot_be_written_costs_the_memory_and_nothing_else(obstacle, tmp_path, monkeypatch):
     if obstacle == "a full disk":
 
-        def full(number: int) -> None:
+        def full(sink, data) -> int:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(kept.os, "fsync", full)
+        monkeypatch.setattr(_Sink, "write", full)
     else:
         (tmp_path / "rows").write_text("in the way")
     rows = open_rows(tmp_path / "rows")

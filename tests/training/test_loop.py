@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import fork, kill_after
 
 from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError, WeightsError
+from mavcli.files import temporary_path
 from mavcli.training import checkpoint as checkpoint_module
 from mavcli.training import stages
 from mavcli.training.checkpoint import newest_checkpoint, read_manifest, remove_stale, save_checkpoint
@@ -231,35 +233,26 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(train, tmp_path):
 
 
 def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
-    run, weights, living = tmp_path / "run", tmp_path / "weights", os.getppid()
+    run, weights = tmp_path / "run", tmp_path / "weights"
     for folder in (run / "samples", weights):
         folder.mkdir(parents=True)
-    for pid in (2**22 + 1, living):
-        (run / f".tmp-0000001-{pid}-0a1b").mkdir()
-        for path in (
-            run / f".metrics.{pid}-0a1b.tmp.jsonl",
-            run / "samples" / f".0000001.{pid}-0a1b.tmp.png",
-            weights / f".sr_h.safetensors.{pid}.tmp",
-        ):
-            path.touch()
+    places = [
+        run / "metrics.jsonl",
+        run / "samples" / "0000001.png",
+        weights / "sr_h.safetensors",
+    ]
+
+    def write_half() -> None:
+        temporary_path(run / "step-0000001", suffix="").mkdir()
+        for place in places:
+            temporary_path(place).touch()
+
+    kill_after(fork(write_half), 10, 0)
+    assert len(list(tmp_path.rglob(".*"))) == 4
+    write_half()
     remove_stale(run, exports=weights / "sr_h.safetensors")
-    left = sorted(p.name for p in tmp_path.rglob(".*"))
-    assert left == sorted(
-        [
-            f".tmp-0000001-{living}-0a1b",
-            f".metrics.{living}-0a1b.tmp.jsonl",
-            f".0000001.{living}-0a1b.tmp.png",
-            f".sr_h.safetensors.{living}.tmp",
-        ]
-    )
-
-
-def test_temporary_files_have_the_names_that_are_looked_for_later(tmp_path):
-    """A kill between writing and renaming leaves one of these; all writers of a run use them."""
-    from mavcli.media.image import temporary_name
-
-    for name in ("metrics.jsonl", "0000001.png"):
-        assert checkpoint_module._TEMPORARY.fullmatch(temporary_name(tmp_path / name).name)
+    left = list(tmp_path.rglob(".*"))
+    assert len(left) == 4 and all(f"-{os.getpid()}-" in path.name for path in left)
 
 
 def test_a_changed_recipe_is_refused_with_what_changed(family, train, tmp_path):
