@@ -34,6 +34,7 @@ from mavcli.files import (
     sweep,
     sync_tree,
     temporary_path,
+    whole_path,
     write_text,
 )
 from mavcli.training.distributed import Group, local
