@@ -253,7 +253,7 @@ def _run_facts(loaded: LoadedRecipe, resolved: Resolved, family: Any) -> dict[st
     """What every sample tells of the run that made it."""
     import json
 
-    from mavcli.engine.output import versions
+    from mavcli.engine.versions import code_sha256, versions
 
     return {
         "recipe": {
@@ -264,8 +264,10 @@ def _run_facts(loaded: LoadedRecipe, resolved: Resolved, family: Any) -> dict[st
         "weights": {piece: part.describe() for piece, part in family.parts.items()},
         "random_weights": list(family.random),
         "versions": versions(),
+        "code_sha256": code_sha256(),
         "device": resolved.device.partition(":")[0],
         "dtype": resolved.dtype,
+        "threads": resolved.threads,
     }
 
 

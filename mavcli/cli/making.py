@@ -298,7 +298,7 @@ class Session:
 
     def _describe(self, item: Item) -> dict[str, Any]:
         """The `mav_run` of an item, as far as it is known beforehand."""
-        from mavcli.engine.output import versions
+        from mavcli.engine.versions import code_sha256, versions
 
         return {
             "kind": self.kind,
@@ -316,6 +316,7 @@ class Session:
             "weights": {piece: part.describe() for piece, part in self.family.parts.items()},
             "random_weights": list(self.family.random),
             "versions": versions(),
+            "code_sha256": code_sha256(),
             "device": self.resolved.device,
             "dtype": self.resolved.dtype,
             "threads": self.resolved.threads,

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from mavcli.engine.versions import code_sha256, versions
 from mavcli.errors import UsageError
 from mavcli.recipe.resolve import Resolved
+
+_ARITHMETIC = (
+    "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "MKL_CBWR",
+    "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
+"""Settings of the libraries below torch that change how numbers are added."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,41 @@ class Backend:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
+    def facts(self) -> dict[str, Any]:
+        """All that decides the last bits of what networks say here, beside the networks and their input: JSON values.
+
+        On the CPU the number of threads is a part of it: sums are divided among them, and rounding follows.
+        """
+        cuda = self.device.type == "cuda"
+        if cuda:
+            name = torch.cuda.get_device_name(self.device)
+        else:
+            name = f"{self.device.type} {torch.backends.cpu.get_cpu_capability()} {_processor()}"
+        flags = {name: os.environ[name] for name in _ARITHMETIC if name in os.environ}
+        return {
+            "device": name,
+            "dtype": str(self.dtype),
+            "threads": None if cuda else self.threads,
+            "matmul": torch.get_float32_matmul_precision(),
+            "environment": flags,
+            "versions": versions(),
+            "code": code_sha256(),
+        }
+
     def apply(self) -> None:
         """Set the number of threads (after the imports, some of which reset it) and the allocator."""
         torch.set_num_threads(self.threads)
         tune_allocator()
+
+
+@functools.cache
+def _processor() -> str:
+    """The model of the CPU: libraries choose their kernels by it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def tune_allocator() -> None:

@@ -531,7 +531,7 @@ class Cascade:
         draws: Sequence[Draw],
         make: Callable[[], Tensor],
     ) -> Tensor:
-        """What `make` returns, or returned in an earlier run with the same settings, weights, input and seed.
+        """What `make` returns, or returned in an earlier run with the same settings, weights, input, seed and arithmetic.
 
         The first of `pieces` is at work, the others help it.
         """
@@ -542,9 +542,10 @@ class Cascade:
             {
                 "stage": stage,
                 "settings": dict(settings),
-                "weights": {piece: self.family.parts[piece].sha256 for piece in pieces},
+                "networks": {piece: self.family.parts[piece].facts() for piece in pieces},
                 "draws": [dataclasses.astuple(draw) for draw in draws],
-                "arithmetic": [self.backend.device.type, str(self.backend.dtype)],
+                "windows at once": self.windows_at_once,
+                "arithmetic": self.backend.facts(),
             }
         )
         found = self.work.get(key)

@@ -43,6 +43,10 @@ class Part:
     untrained: bool = False
     """Whether it is an image network whose temporal layers nothing has trained."""
 
+    def facts(self) -> dict[str, Any]:
+        """All that decides what the network says: its tensors, and the description that they are read by."""
+        return {"role": self.role, "sha256": self.sha256, "spec": self.spec.model_dump(mode="json")}
+
     def describe(self) -> dict[str, Any]:
         """For the metadata of a result."""
         path = None if self.path is None else str(self.path)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +132,21 @@ def slug(text: str, *, limit: int = 60) -> str:
 
 
 def run_key(run: Mapping[str, Any]) -> str:
-    """What tells two runs apart: everything that determines the frames, but not the place or the time."""
+    """What tells two runs apart: everything that determines the frames, but not the place or the time.
+
+    Another version of mav or torch, and another number of threads, make another run: last bits of frames may differ.
+    """
     told = {
-        name: run.get(name) for name in ("kind", "prompt", "options", "seed", "sample", "device", "dtype")
-    }
+        name: run.get(name)
+        for name in (
+            "kind", "prompt", "options", "seed", "sample", "device", "dtype", "versions", "code_sha256",
+        )
+    }  # fmt: skip
+    told["threads"] = run.get("threads") if run.get("device") == "cpu" else None
     told["weights"] = {name: part["sha256"] for name, part in run["weights"].items()}
     told["inputs"] = [entry["sha256"] for entry in run.get("inputs", ())]
     told["cascade"] = run["recipe"]["resolved"]["cascade"]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Of everything that can change a result."""
-    names = ("mavcli", "torch", "numpy", "av", "pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def write_result(

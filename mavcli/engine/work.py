@@ -56,9 +56,9 @@ class Work:
                 raise ValueError("damaged")
             os.utime(path)
             return tensor
-        except FileNotFoundError:
+        except OSError:  # absent, or not to be opened now; that says nothing of its bytes
             return None
-        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError):
+        except (SafetensorError, ValueError, KeyError, RuntimeError):
             with contextlib.suppress(OSError):
                 path.unlink()
             return None

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mavcli.engine.backend import Backend
 from mavcli.errors import DiskError, InputError, Interrupted, WeightsError
 from mavcli.evaluation.clips import Folder, FrameChoice, content_sha256, read_frames
 from mavcli.evaluation.fingerprint import package_versions
@@ -229,12 +230,13 @@ def measure(
 
 
 def facts_of(network: FeatureNetwork, choice: FrameChoice, shard: Shard) -> dict[str, Any]:
-    """All that decides a feature beside the file."""
+    """All that decides a feature beside the file; of several ranks, any may have computed it."""
+    arithmetic = Backend(shard.device, torch.float32, torch.get_num_threads()).facts()
     return {
         "format": 2,
         "network": dict(network.facts),
         "frames": choice.facts(),
-        "device": shard.device.type,
+        "arithmetic": [json.loads(line) for line in sorted(set(shard.gather([json.dumps(arithmetic)])))],
         "versions": package_versions(),
     }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from mavcli.engine.output import versions
+from mavcli.engine.versions import versions
 
 _MEASURING = ("open_clip_torch", "scipy", "torch-fidelity", "torchvision")
 """Packages beside those of every run that can change a score, where they are installed."""

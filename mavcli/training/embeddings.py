@@ -93,18 +93,7 @@ class Embeddings:
 
 
 def _facts(backend: Backend) -> dict[str, Any]:
-    cuda = backend.device.type == "cuda"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "format": FORMAT,
-        "device": torch.cuda.get_device_name(backend.device)
-        if cuda
-        else f"{backend.device.type} {capability}",
-        "threads": None if cuda else backend.threads,
-        "arithmetic": str(backend.dtype),
-        "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
-    }
+    return {"format": FORMAT, "arithmetic": backend.facts(), "open_clip": version("open_clip_torch")}
 
 
 def _key(*parts: bytes | memoryview) -> bytes:
