@@ -194,7 +194,11 @@ def _lines(found: Checked, frames: int) -> list[str]:
         lines += table(rows, heads=("file", "frames", "fps", "length", "pixels", "codec", "cuts", "remarks"))
     elif found.rows:
         rows_of = [
-            (row.name, f"{row.width} x {row.height}", "; ".join(_remarks(False, row.duplicate_of, ())))
+            (
+                row.name,
+                f"{row.width} x {row.height}",
+                "; ".join(_remarks(False, row.duplicate_of, row.warnings)),
+            )
             for row in found.rows
         ]
         lines += table(rows_of, heads=("file", "pixels", "remarks"))

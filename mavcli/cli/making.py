@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json as json_module
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +18,7 @@ import typer
 
 from mavcli import stopping
 from mavcli.cli.console import Console, cache_dir, duration, table
-from mavcli.errors import InputError, MavError, UsageError
+from mavcli.errors import InputError, MavError, UsageError, counted
 from mavcli.files import file_sha256, reading
 from mavcli.report import Report
 
@@ -436,17 +438,22 @@ def read_source(
     """
     import numpy as np
 
-    from mavcli.media.image import is_still, read_image
+    from mavcli.media.image import describe_picture, is_still, read_image
     from mavcli.media.video import read_clip
 
     if is_still(path):
         if wanted == "clip":
-            raise InputError(f"`{path}` is a still image, wanted a video", hint=f"mav animate {path}")
-        return Source(path, read_image(path)[None], None)
+            raise InputError(
+                f"`{path}` is {describe_picture(path)}, wanted a video",
+                hint=f"mav animate {shlex.quote(str(path))}",
+            )
+        notes: list[str] = []
+        picture = read_image(path, notes=notes)
+        for text in notes:
+            console.warning(f"{path.name} {text}")
+        return Source(path, picture[None], None)
     if wanted == "image":
-        raise InputError(
-            f"`{path}` is no still image, wanted one", hint="save one of its frames as a PNG first"
-        )
+        raise _no_picture(path)
     clip = read_clip(path)
     for text in clip.warnings:
         console.warning(f"{path.name}: {text}")
@@ -464,6 +471,24 @@ def read_source(
             f"{path.name} has uneven frames: {len(frames)} of them are taken, nearest to an even {clip.fps:.6g} fps"
         )
     return Source(path, frames, clip.rate)
+
+
+def _no_picture(path: Path) -> InputError:
+    """The error for a file where a still picture is wanted: what it is, and what can be done with it."""
+    from mavcli.media.image import describe_picture, hint_for
+    from mavcli.media.video import probe
+
+    quoted = shlex.quote(str(path))
+    found = describe_picture(path) or "neither a picture nor a video that can be read"
+    hint = hint_for(found)
+    if " frames of " in found:
+        hint = f"`magick {quoted}[0] frame.png` takes its first frame, `mav extrapolate {quoted}` goes on from its last"
+    else:
+        with suppress(InputError):
+            video = probe(path)
+            found = f"a video of {counted(video.frames, 'frame')} of {video.width} x {video.height} px ({video.codec})"
+            hint = f"`ffmpeg -i {quoted} -frames:v 1 frame.png` takes its first frame, `mav extrapolate {quoted}` goes on from its last"
+    return InputError(f"`{path}` is {found}, wanted a still picture", hint=hint)
 
 
 def check_prompt(recipe: Recipe, prompt: str, console: Console) -> None:

@@ -158,7 +158,7 @@ def _video_row(source: Source) -> Row:
 def _picture_row(picture: Picture) -> Row:
     return Row(
         picture.name, 1, None, None, picture.width, picture.height, None, False, (), False,
-        picture.duplicate_of, (),
+        picture.duplicate_of, picture.warnings,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Picture:
     sha256: str
     duplicate_of: str | None = None
     """Name of the first picture of the folder with the same bytes."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -177,6 +178,7 @@ def _pictures(root: str, places: list[Place], rejected: dict[str, str], keep_byt
             found["height"],
             found["sha256"],
             None if earlier == place.name else earlier,
+            tuple(found["warnings"]),
         )
     return known, note
 

@@ -16,7 +16,23 @@ from mavcli.errors import InputError
 from mavcli.media.image import describe, hint_for
 from mavcli.media.passing import not_read
 
-IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+IMAGES = frozenset(
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".webp",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+    )
+)
 """Endings of still images."""
 
 

@@ -84,9 +84,10 @@ def video_facts(media: Media, *, alive: Callable[[int], None] | None = None) -> 
 
 
 def image_facts(media: str | os.PathLike[str] | bytes) -> Facts:
-    """width and height of a picture that decodes. Raises InputError."""
-    picture = read_image(media)
-    return {"width": picture.shape[1], "height": picture.shape[0]}
+    """width and height of a picture that decodes, as it is read, and what there is to say of it. Raises InputError."""
+    notes: list[str] = []
+    picture = read_image(media, notes=notes)
+    return {"width": picture.shape[1], "height": picture.shape[0], "warnings": notes}
 
 
 def pack(numbers: NDArray[np.int64]) -> str:

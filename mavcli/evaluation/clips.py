@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mavcli.data.places import walk
+from mavcli.data.places import IMAGES, walk
 from mavcli.errors import InputError, UsageError, counted
 from mavcli.files import file_sha256, reading
 from mavcli.media.frames import Frames
-from mavcli.media.image import describe, hint_for, read_image
+from mavcli.media.image import describe, hint_for, is_still
 from mavcli.media.video import Damage, Survey, frames_at, nearest_frames, read_clip, read_video, survey
 
 VIDEOS = frozenset(
@@ -45,7 +45,6 @@ VIDEOS = frozenset(
         ".gif",
     ]
 )
-PICTURES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
 _SHOWN = 20
 
 
@@ -107,8 +106,10 @@ def open_folder(root: Path, *, limit: int | None = None, seed: int = 0, pictures
     every = [root] if root.is_file() else walk(root)
     files = [path for path in every if path.suffix.lower() in VIDEOS]
     kind: Literal["videos", "pictures"] = "videos"
-    if not files and pictures:
-        files, kind = [path for path in every if path.suffix.lower() in PICTURES], "pictures"
+    if pictures and all(
+        path.suffix.lower() in IMAGES and is_still(path) for path in files
+    ):  # a GIF may be either
+        files, kind = [path for path in every if path.suffix.lower() in IMAGES], "pictures"
     if not files:
         wanted = "a video or a picture" if pictures else "a video"
         if not every:
@@ -129,12 +130,10 @@ def open_folder(root: Path, *, limit: int | None = None, seed: int = 0, pictures
 
 
 def read_frames(path: Path, choice: FrameChoice) -> Frames:
-    """The chosen frames of a video, or a picture as one frame: uint8 (f, h, w, 3).
+    """The chosen frames of a video: uint8 (f, h, w, 3).
 
     Raises InputError when the file is damaged before its last chosen frame, or too short.
     """
-    if path.suffix.lower() in PICTURES:
-        return read_image(path)[None]
     if choice.fps is not None or choice.start == "centre":
         return _by_time(path, choice)
     if choice.count is None:

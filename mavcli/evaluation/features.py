@@ -34,6 +34,7 @@ from mavcli.evaluation.fingerprint import package_versions
 from mavcli.evaluation.shards import Shard
 from mavcli.files import make_folder, write_bytes
 from mavcli.media.frames import Frames
+from mavcli.media.image import read_image
 from mavcli.report import Report
 
 Rows = NDArray[np.float32]
@@ -266,7 +267,7 @@ def _measure_batch(
     """Read, compute and keep one batch; reading runs `ahead` clips ahead of the network, and no further: they are large."""
 
     def prepare(path: Path) -> tuple[Tensor, str]:
-        frames = read_frames(path, choice)
+        frames = read_image(path)[None] if folder.kind == "pictures" else read_frames(path, choice)
         try:
             return network.prepare(frames), f"{frames.shape[2]} x {frames.shape[1]}"
         except InputError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mavcli.cli.app import run
 from mavcli.media.image import read_image, write_png
@@ -94,3 +95,12 @@ def test_preview_shows_what_a_stage_sees(stage: str, tiny: Path, tmp_path: Path,
     assert all(("fps" in line) == (stage != "clip") for line in found["samples"])
     assert read_image(out).std() > 5
     assert run(arguments) == 6, "never over a file that exists"
+
+
+def test_check_says_what_there_is_to_say_of_a_picture(tmp_path: Path, capsys: Captured) -> None:
+    shown = [Image.new("RGB", (16, 12), (80 * i, 250, 0)) for i in range(3)]
+    shown[0].save(tmp_path / "a.gif", save_all=True, append_images=shown[1:])
+    shutil.copy(Path(__file__).parents[1] / "data" / "cases" / "x.avif", tmp_path)
+    assert run(["data", "check", str(tmp_path), "--kind", "image"]) == 0
+    out = capsys.readouterr().out
+    assert "is an animation of 3 frames, of which the first is taken" in out and "x.avif  64 x 48" in out

@@ -306,3 +306,46 @@ def test_real_clips_are_varied_and_lengthened_at_their_own_rate(mav, shared_data
     before, after = probe(source), probe(out.strip())
     assert code == 0 and after.rate == before.rate and after.frames == before.frames + 2
     assert mav("vary", source, "--frames", 1)[0] == 0
+
+
+CASES = Path(__file__).parents[1] / "data" / "cases"
+
+
+def test_a_gif_of_one_frame_an_avif_and_a_heic_are_pictures_to_animate(mav, tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    with Image.open(CASES / "x.avif") as image:
+        image.save(tmp_path / "x.heic", "HEIF")
+    for path in (CASES / "still.gif", CASES / "x.avif", tmp_path / "x.heic"):
+        code, _, err = mav("animate", path, "--dry-run")
+        assert code == 0 and "64 x 48" in err, err
+
+
+def test_what_cannot_be_animated_is_named_with_the_command_that_helps(mav, tmp_path):
+    shown = [Image.new("RGB", (16, 12), (80 * i, 250, 0)) for i in range(3)]
+    shown[0].save(tmp_path / "a.webp", save_all=True, append_images=shown[1:])
+    code, _, err = mav("animate", tmp_path / "a.webp")
+    assert (
+        code == 4
+        and "is an animated WebP of 3 frames of 16 x 12 px (RGB" in err
+        and "wanted a still picture" in err
+    )
+    assert f"mav extrapolate {tmp_path}/a.webp" in err
+    clip(tmp_path / "a.mkv")
+    code, _, err = mav("animate", tmp_path / "a.mkv")
+    assert code == 4 and "is a video of 6 frames of 30 x 18 px (ffv1)" in err and "ffmpeg -i" in err
+    (tmp_path / "a.png").write_text("<html>404</html>")
+    code, _, err = mav("animate", tmp_path / "a.png")
+    assert code == 4 and "is an HTML page, wanted a still picture" in err and "frame.png" not in err
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(40))
+    code, _, err = mav("animate", tmp_path / "a.jxl")
+    assert code == 4 and "is a JPEG XL image" in err and "magick" in err
+    picture(tmp_path / "b.png")
+    code, _, err = mav("extrapolate", tmp_path / "b.png", "--frames", 2)
+    assert code == 4 and "is a PNG image of 31 x 20 px (RGB), wanted a video" in err and "mav animate" in err
+
+
+def test_what_there_is_to_say_of_a_picture_is_said(mav, tmp_path):
+    Image.new("RGB", (16, 12)).save(tmp_path / "a.png", icc_profile=b"no profile" * 20)
+    code, _, err = mav("animate", tmp_path / "a.png", "--dry-run")
+    assert code == 0 and "a.png has a damaged ICC profile" in err

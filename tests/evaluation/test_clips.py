@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from standin_networks import write_clips
 
 from mavcli.errors import InputError, UsageError
@@ -134,3 +135,15 @@ def test_a_folder_with_too_few_or_no_videos_is_refused(tmp_path: Path) -> None:
 def test_the_frames_of_a_choice_are_those_of_the_whole_clip(clip: Path) -> None:
     whole = read_clip(clip).frames
     assert np.array_equal(read_frames(clip, FrameChoice(5, stride=2)), whole[:9:2])
+
+
+def test_a_folder_of_gifs_of_one_frame_is_one_of_pictures(tmp_path: Path) -> None:
+    shown = [Image.new("RGB", (16, 12), (80 * i, 250, 0)) for i in range(3)]
+    shown[0].save(tmp_path / "a.gif")
+    shown[0].save(tmp_path / "b.avif")
+    assert (
+        open_folder(tmp_path, pictures=True).kind == "pictures"
+        and len(open_folder(tmp_path, pictures=True)) == 2
+    )
+    shown[0].save(tmp_path / "c.gif", save_all=True, append_images=shown[1:])
+    assert open_folder(tmp_path, pictures=True).kind == "videos"
