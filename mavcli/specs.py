@@ -108,7 +108,6 @@ class UNetSpec(Spec):
     norm_groups: int = Field(32, ge=1)
     norm_eps: float = Field(1e-5, gt=0)
     time_embed_dim: int | None = Field(None, description="null for 4 x model_channels")
-    num_classes: int | None = Field(None, description="class-conditional ADM")
     noise_level: bool = Field(False, description="embed the augmentation level of the low-res picture")
     clip_dim: int | None = Field(
         None, description="CLIP image embedding: added to the time embedding and as tokens"
@@ -122,14 +121,11 @@ class UNetSpec(Spec):
     context_dim: int | None = Field(
         None, description="width of the context tokens; null without cross attention"
     )
-    text: Literal["none", "clip", "glide"] = Field(
-        "none", description="text branch: Karlo's, or GLIDE's own transformer"
+    text: Literal["none", "clip"] = Field(
+        "none", description="text branch of Karlo's decoder, which this chain shows the empty prompt"
     )
     text_dim: int = Field(768, ge=1, description="width of CLIP's text states (`clip`)")
     text_context: int = Field(77, ge=1)
-    text_layers: int = Field(16, ge=1, description="GLIDE's transformer")
-    text_heads: int = Field(8, ge=1)
-    text_vocabulary: int = Field(50257, ge=1)
     low_res_residual: bool = Field(
         False, description="the output is added to the upsampled low-res picture (x0 only)"
     )

@@ -22,28 +22,15 @@ TINY = {
     "norm_groups": 8,
 }
 SR = {**TINY, "attention_resolutions": (), "mid_attention": False, "low_res_channels": 3}
-GLIDE = {
-    **TINY,
-    "out_channels": 6,
-    "context_dim": 16,
-    "text": "glide",
-    "text_context": 5,
-    "text_layers": 1,
-    "text_heads": 2,
-    "text_vocabulary": 20,
-}
 SPECS = {
     "karlo decoder": UNetSpec(
         **TINY, out_channels=6, clip_dim=12, context_dim=16, text="clip", text_dim=12, text_context=5
     ),
     "karlo sr": UNetSpec(**SR, use_scale_shift_norm=False),
-    "glide base": UNetSpec(**GLIDE),
-    "glide inpaint": UNetSpec(**GLIDE, mask_channels=4),
-    "glide upsample": UNetSpec(**GLIDE, low_res_channels=3),
     "adm plain": UNetSpec(
         **{**TINY, "num_head_channels": None}, num_heads=2, use_scale_shift_norm=False, resblock_updown=False
     ),
-    "adm resblock_updown": UNetSpec(**TINY, out_channels=6, num_classes=4),
+    "adm resblock_updown": UNetSpec(**TINY, out_channels=6),
     "pocket decoder": UNetSpec(
         **{**TINY, "attention_resolutions": (4,)},
         patch=2,
@@ -80,7 +67,6 @@ class Family:
             return torch.randn(shape, generator=g)
 
         video = (batch, frames)
-        tokens = torch.arange(batch * 5).view(batch, 5) % 19
         mask = torch.arange(5)[None] < torch.arange(batch)[:, None] % 4 + 1
         known = (
             (torch.arange(frames) % 3 == 0)[None, :, None, None, None].expand(*video, 1, side, side).float()
@@ -90,14 +76,12 @@ class Family:
             text_states=normal(batch, 5, 12) if spec.text == "clip" else None,
             text_embedding=normal(batch, 12) if spec.text == "clip" else None,
             text_mask=mask if spec.text != "none" else None,
-            text_tokens=tokens if spec.text == "glide" else None,
             low_res=normal(*video, 3, side, side) if spec.low_res_channels else None,
             masked_video=torch.cat([normal(*video, 3, side, side) * known, known], dim=2)
             if spec.mask_channels
             else None,
             fps=torch.linspace(2.0, 30.0, batch) if fps else None,
             noise_level=torch.arange(batch) * 7 if spec.noise_level else None,
-            class_labels=torch.arange(batch) % 4 if spec.num_classes else None,
         )
         return normal(*video, 3, side, side), torch.linspace(3, 980, batch).long(), condition
 

@@ -22,7 +22,7 @@ def import_weights(
         ),
     ],
     layout: Annotated[
-        Literal["karlo", "glide", "adm", "unclip-diffusers"] | None,
+        Literal["karlo", "adm", "unclip-diffusers"] | None,
         typer.Option("--as", help="Whose layout it is: the code that published it. Known for an ID."),
     ] = None,
     roles: Annotated[
@@ -61,7 +61,7 @@ def import_weights(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn published weights into weights of a family: karlo, glide, adm (guided-diffusion), unclip-diffusers.
+    """Turn published weights into weights of a family: karlo, adm (guided-diffusion, unconditional), unclip-diffusers.
 
     Every tensor of the source is used, or dropped by name; every tensor of the network is filled; nothing is guessed.
     Pickles (.pt, .ckpt, .bin) are read without running what they carry. Karlo's family also gets a recipe.yaml.
@@ -156,7 +156,7 @@ def _source(source: str, layout: Any) -> tuple[Path, Any]:
     if layout is None:
         raise UsageError(
             "nothing says whose layout it is",
-            hint="--as karlo|glide|adm|unclip-diffusers names the code that wrote it",
+            hint="--as karlo|adm|unclip-diffusers names the code that wrote it",
         )
     return path, layout
 

@@ -58,11 +58,9 @@ class Condition:
     keep_embedding   (b,) bool; False replaces that row by the null embedding
     text_states      (b, n, d) token states of CLIP's text tower; text_mask (b, n) bool, True for real tokens
     text_embedding   (b, d) CLIP text embedding
-    text_tokens      (b, n) ids for GLIDE's own transformer
     low_res          (b, f, 3, h, w) in [-1, 1], already at the size of x
     masked_video     (b, f, 4, h, w): RGB with unknown frames zeroed, then 1 where a frame is known
     fps              (b,) frames per second of x; noise_level (b,) augmentation step of low_res, in [0, T)
-    class_labels     (b,) ids
     """
 
     image_embedding: Tensor | None = None
@@ -70,12 +68,10 @@ class Condition:
     text_states: Tensor | None = None
     text_mask: Tensor | None = None
     text_embedding: Tensor | None = None
-    text_tokens: Tensor | None = None
     low_res: Tensor | None = None
     masked_video: Tensor | None = None
     fps: Tensor | None = None
     noise_level: Tensor | None = None
-    class_labels: Tensor | None = None
 
     def without_conditioning(self) -> Condition:
         """The unconditional half of guidance: everything but the CLIP image embedding stays."""

@@ -1,4 +1,4 @@
-"""The transformer of unCLIP's prior and of GLIDE's text branch: pre-norm blocks with a fused, head-interleaved qkv."""
+"""The transformer of unCLIP's prior (GLIDE's text transformer): pre-norm blocks with a fused, head-interleaved qkv."""
 
 import torch
 from einops import rearrange

@@ -22,12 +22,11 @@ from mavcli.models.embeddings import (
     FpsEmbedding,
     fill_unknown,
     sinusoid,
-    small_normal,
     weight_dtype,
 )
 from mavcli.models.normalisation import GroupNorm
 from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, residual, zero_linear
-from mavcli.models.transformer import Transformer, padding_mask
+from mavcli.models.transformer import padding_mask
 from mavcli.specs import UNetSpec
 
 
@@ -61,7 +60,6 @@ class UNet(nn.Module):
         width = spec.model_channels
         emb = spec.time_embed_dim or 4 * width
         self.time_embed = mlp(width, emb)
-        self.label_emb = None if spec.num_classes is None else nn.Embedding(spec.num_classes, emb)
         self.noise_embed = mlp(width, emb) if spec.noise_level else None
         self.fps_embed = FpsEmbedding(emb) if spec.fps else None
         self._build_condition(spec, emb)
@@ -78,13 +76,6 @@ class UNet(nn.Module):
                 nn.Linear(spec.text_dim, spec.context_dim), nn.LayerNorm(spec.context_dim)
             )
             self.text_feat_proj = nn.Linear(spec.text_dim, emb)
-        if spec.text == "glide" and spec.context_dim is not None:
-            self.token_embedding = nn.Embedding(spec.text_vocabulary, spec.context_dim)
-            self.positional_embedding = small_normal(spec.text_context, spec.context_dim)
-            self.padding_embedding = small_normal(spec.text_context, spec.context_dim)
-            self.transformer = Transformer(spec.context_dim, spec.text_layers, spec.text_heads)
-            self.final_ln = nn.LayerNorm(spec.context_dim)
-            self.transformer_proj = nn.Linear(spec.context_dim, emb)
 
     def _build_blocks(self, spec: UNetSpec, emb: int) -> None:
         temporal = spec.temporal_kernel if spec.temporal == "p3d" else None
@@ -207,18 +198,12 @@ class UNet(nn.Module):
             ("image_embedding", spec.clip_dim is not None),
             ("fps", spec.fps),
             ("noise_level", spec.noise_level),
-            ("class_labels", spec.num_classes is not None),
             ("text_states", spec.text == "clip"),
-            ("text_tokens", spec.text == "glide"),
         ):
             if getattr(condition, name) is not None and not wanted:
                 raise ValueError(f"this network has no input for `{name}`")
-        for name, wanted in (
-            ("noise_level", spec.noise_level),
-            ("class_labels", spec.num_classes is not None),
-        ):
-            if wanted and getattr(condition, name) is None:
-                raise ValueError(f"this network needs `{name}`")
+        if spec.noise_level and condition.noise_level is None:
+            raise ValueError("this network needs `noise_level`")
         if spec.fps and x.shape[1] > 1 and condition.fps is None:
             raise ValueError("this network needs `fps` for more than one frame")
 
@@ -227,8 +212,6 @@ class UNet(nn.Module):
         emb = self.time_embed(sinusoid(t, spec.model_channels).to(dtype))
         tokens: list[Tensor] = []
         keep: list[Tensor] = []
-        if self.label_emb is not None and condition.class_labels is not None:
-            emb = emb + self.label_emb(condition.class_labels)
         if self.noise_embed is not None and condition.noise_level is not None:
             emb = emb + self.noise_embed(sinusoid(condition.noise_level, spec.model_channels).to(dtype))
         if spec.clip_dim is not None:
@@ -240,10 +223,6 @@ class UNet(nn.Module):
         if spec.text == "clip" and condition.text_states is not None and condition.text_embedding is not None:
             tokens.append(self.text_seq_proj(condition.text_states.to(dtype)))
             emb = emb + self.text_feat_proj(condition.text_embedding.to(dtype))
-        if spec.text == "glide" and condition.text_tokens is not None:
-            states = self._glide_text(condition.text_tokens, condition.text_mask)
-            tokens.append(states)
-            emb = emb + self.transformer_proj(states[:, -1])
         mask = None
         if spec.text == "clip" and condition.text_mask is not None:
             keep = [torch.ones(len(t), n.shape[1], dtype=torch.bool, device=t.device) for n in tokens[:-1]]
@@ -271,12 +250,6 @@ class UNet(nn.Module):
             if condition.keep_embedding is None
             else torch.where(condition.keep_embedding[:, None], embedding, null)
         )
-
-    def _glide_text(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        h = self.token_embedding(tokens) + self.positional_embedding
-        if mask is not None:
-            h = torch.where(mask[..., None], h, self.padding_embedding)
-        return self.final_ln(self.transformer(h))
 
 
 class Stage(nn.ModuleList):

@@ -1,4 +1,7 @@
-"""The U-Nets of guided-diffusion (ADM, arXiv 2105.05233), whose layout GLIDE's and Karlo's share.
+"""The unconditional U-Nets of guided-diffusion (ADM, arXiv 2105.05233), whose layout Karlo's share.
+
+Its class-conditional networks, and GLIDE's, are refused by name: nothing in Make-A-Video's chain could tell them what to
+draw. D is told a CLIP image embedding (section 3.1), those a class or a caption.
 
 Most of a network can be read from the shapes of its tensors. What cannot (heads, the order of qkv's rows, the size in
 pixels, the schedule) comes from the source's own configuration, or is known of the published checkpoints.
@@ -30,14 +33,13 @@ _SCHEDULES: dict[str, Literal["linear", "cosine"]] = {
 
 @dataclass(frozen=True)
 class Hidden:
-    """What the tensors of a U-Net do not show. `legacy` is qkv's order by head; `text_heads` are GLIDE's transformer's."""
+    """What the tensors of a U-Net do not show. `legacy` is qkv's order by head; `text_context` is of Karlo's decoder."""
 
     image_size: int
     schedule: ScheduleSpec
     num_heads: int | None = None
     num_head_channels: int | None = 64
     legacy: bool = True
-    text_heads: int = 8
     text_context: int = 77
 
 
@@ -62,21 +64,14 @@ def _published(
 ) -> Published:
     visible = {
         "model_channels": width, "channel_mult": tuple(map(float, mult)), "num_res_blocks": blocks,
-        "low_res_channels": 0, "num_classes": 1000, **more,
+        "low_res_channels": 0, **more,
     }  # fmt: skip
     return Published(name, visible, levels, hidden)
 
 
-_DEEP = (1, 1, 2, 2, 4, 4)
 PUBLISHED = (
-    _published("64x64_diffusion", 192, (1, 2, 3, 4), 3, (1, 2, 3), Hidden(64, COSINE, legacy=False)),
-    _published("128x128_diffusion", 256, (1, 1, 2, 3, 4), 2, (2, 3, 4), Hidden(128, LINEAR, 4, None)),
-    _published("256x256_diffusion", 256, _DEEP, 2, (3, 4, 5), Hidden(256, LINEAR)),
-    _published("256x256_diffusion_uncond", 256, _DEEP, 2, (3, 4, 5), Hidden(256, LINEAR), num_classes=None),
-    _published("512x512_diffusion", 256, (0.5, *_DEEP), 2, (4, 5, 6), Hidden(512, LINEAR)),
-    _published("64_256_upsampler", 192, _DEEP, 2, (3, 4, 5), Hidden(256, LINEAR, 4, None), low_res_channels=3),
-    _published("128_512_upsampler", 192, _DEEP, 2, (4, 5), Hidden(512, LINEAR), low_res_channels=3),
-)  # fmt: skip
+    _published("256x256_diffusion_uncond", 256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), Hidden(256, LINEAR)),
+)
 
 
 def plans(source: Path, flags: Mapping[str, Any] | None) -> list[Plan]:
@@ -93,6 +88,7 @@ def _plan(path: Path, flags: Mapping[str, Any] | None) -> Plan:
     checkpoint = Checkpoint(path)
     if "out.2.weight" not in checkpoint.shapes or "cf_param" in checkpoint.shapes:
         raise WeightsError(f"{path} is no U-Net of guided-diffusion: it has no `out.2.weight`")
+    _refuse_told_otherwise(checkpoint.shapes, path)
     visible, levels = read_structure(checkpoint.shapes, str(path))
     hidden = find_hidden(
         visible, levels, flags=flags, published=PUBLISHED, default=LINEAR, what="guided-diffusion", path=path
@@ -113,6 +109,21 @@ def _plan(path: Path, flags: Mapping[str, Any] | None) -> Plan:
     )
 
 
+def _refuse_told_otherwise(shapes: Shapes, path: Path) -> None:
+    """Raises WeightsError for a network that is told what to draw by something else than a CLIP image embedding."""
+    told_by = None
+    if "label_emb.weight" in shapes:
+        told_by = f"is class-conditional ({shapes['label_emb.weight'][0]} classes)"
+    elif "transformer_proj.weight" in shapes:
+        told_by = "reads captions with a text transformer of its own (GLIDE)"
+    if told_by is not None:
+        raise WeightsError(
+            f"{path} {told_by}: nothing in Make-A-Video's chain tells it what to draw, and with nothing told the prompt "
+            "would have no say",
+            hint="the unconditional ADM (`mav weights pull adm-256-uncond`), Karlo and diffusers' unCLIP can be imported",
+        )
+
+
 def read_structure(
     shapes: Shapes, source: str, *, prefix: str = ""
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -127,7 +138,7 @@ def read_structure(
     except (KeyError, IndexError, ZeroDivisionError, ValueError) as error:
         raise WeightsError(
             f"{source} is no U-Net of the ADM family: its tensors do not make one ({error})",
-            hint="--as karlo|glide|adm|unclip-diffusers says which code it comes from",
+            hint="--as karlo|adm|unclip-diffusers says which code it comes from",
         ) from error
 
 
@@ -151,7 +162,6 @@ def _structure(shapes: Shapes) -> tuple[dict[str, Any], tuple[int, ...]]:
         "out_channels": shapes["out.2.weight"][0],
         "use_scale_shift_norm": scale_shift,
         "resblock_updown": not any(name.endswith(".op.weight") for name in shapes),
-        "num_classes": shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
         "context_dim": context[0] if context else None,
     }, tuple(level for level, has in enumerate(attention) if has)
 
@@ -231,7 +241,6 @@ def hidden_of_flags(flags: Mapping[str, Any], visible: Mapping[str, Any], defaul
         num_heads=None if each > 0 else heads,
         num_head_channels=each if each > 0 else None,
         legacy=not flags.get("use_new_attention_order", False),
-        text_heads=int(flags.get("xf_heads", 8)) or 8,
         text_context=int(flags.get("text_ctx", 77)),
     )
 

@@ -37,7 +37,7 @@ _FOLDERS = {"prior": "prior", "decoder": "decoder", "sr_l": "super_res_first", "
 # What diffusers' networks of unCLIP cannot be told; another value is another network.
 _FIXED: dict[str, Any] = {
     "in_channels": 3, "mask_channels": 0, "patch": 1, "activation": "silu", "resblock_updown": True, "norm_groups": 32,
-    "norm_eps": 1e-5, "num_classes": None, "noise_level": False, "clip_scale": 1.0, "low_res_residual": False,
+    "norm_eps": 1e-5, "noise_level": False, "clip_scale": 1.0, "low_res_residual": False,
     "temporal": "none", "fps": False,
 }  # fmt: skip
 

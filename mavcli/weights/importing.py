@@ -21,7 +21,7 @@ from mavcli.files import write_text
 from mavcli.recipe.load import load_recipe
 from mavcli.report import Report, Silent
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
-from mavcli.weights import adm, glide, karlo, unclip
+from mavcli.weights import adm, karlo, unclip
 from mavcli.weights.provenance import (
     SourceFile,
     WeightsHeader,
@@ -35,7 +35,7 @@ from mavcli.weights.source import Plan, read_config, shapes_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-Layout = Literal["karlo", "glide", "adm", "unclip-diffusers"]
+Layout = Literal["karlo", "adm", "unclip-diffusers"]
 DType = Literal["keep", "float32", "bfloat16", "float16"]
 MAX_SHARD_BYTES = 4_000_000_000  # imported weights stay on the disk that they were imported to
 RECIPE = "recipe.yaml"
@@ -86,7 +86,7 @@ def _plans(source: Path, layout: Layout, roles: Sequence[str], configs: Sequence
         return karlo.plans(source, flags, roles=roles)
     if len(flags) > 1:
         raise UsageError(f"{len(flags)} configurations for `{layout}`, one describes one checkpoint")
-    plans = (glide if layout == "glide" else adm).plans(source, flags[0] if flags else None)
+    plans = adm.plans(source, flags[0] if flags else None)
     if flags and len(plans) > 1:
         raise UsageError(f"one configuration for {len(plans)} checkpoints", hint="import each alone")
     return plans

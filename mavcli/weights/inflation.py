@@ -282,9 +282,6 @@ def random_condition(spec: UNetSpec, *, frames: int, size: int) -> Condition:
         text_states=normal("states", 1, spec.text_context, spec.text_dim) if spec.text == "clip" else None,
         text_embedding=normal("text", 1, spec.text_dim) if spec.text == "clip" else None,
         text_mask=(torch.arange(spec.text_context) < 1 + spec.text_context // 2)[None] if text else None,
-        text_tokens=(torch.arange(spec.text_context) % spec.text_vocabulary)[None]
-        if spec.text == "glide"
-        else None,
         low_res=normal("low-res", 1, frames, spec.low_res_channels, size, size)
         if spec.low_res_channels
         else None,
@@ -293,7 +290,6 @@ def random_condition(spec: UNetSpec, *, frames: int, size: int) -> Condition:
         else None,
         fps=torch.tensor([7.0]) if spec.fps and frames > 1 else None,
         noise_level=torch.tensor([20]) if spec.noise_level else None,
-        class_labels=torch.tensor([1]) if spec.num_classes else None,
     )
 
 

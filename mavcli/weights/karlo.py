@@ -88,7 +88,7 @@ def _kind(shapes: Shapes, path: Path) -> str:
             return kind
     raise WeightsError(
         f"{path} holds none of Karlo's networks: no tensor named {', '.join(f'`{name}`' for name in signs)}",
-        hint="--as glide|adm|unclip-diffusers for another code's",
+        hint="--as adm|unclip-diffusers for another code's",
     )
 
 

@@ -95,6 +95,7 @@ class WeightsHeader(Spec):
     @classmethod
     def _spec_by_role(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, dict):
+            value = _without_retired(value)
             return spec_class(info.data.get("role", "")).model_validate_json(json.dumps(value))
         return value
 
@@ -108,6 +109,22 @@ class WeightsHeader(Spec):
 
     def as_parent(self) -> Parent:
         return Parent(role=self.role, content_sha256=self.content_sha256, step=self.step, source=self.source)
+
+
+_RETIRED = {"num_classes": None, "text_layers": 16, "text_heads": 8, "text_vocabulary": 50257}
+"""Fields that a U-Net's spec once had, for class-conditional ADM and for GLIDE, with the values of every other network."""
+
+
+def _without_retired(spec: dict[str, Any]) -> dict[str, Any]:
+    """`spec` of a U-Net's header as it is written today. Raises ValueError for a network that is no longer taken."""
+    if "model_channels" not in spec:
+        return spec
+    if spec.get("num_classes") is not None or spec.get("text") == "glide":
+        kind = "a GLIDE" if spec.get("text") == "glide" else "a class-conditional ADM"
+        raise ValueError(
+            f"{kind} network, which nothing in this method tells what to draw, is no longer taken"
+        )
+    return {name: value for name, value in spec.items() if name not in _RETIRED}
 
 
 def spec_class(

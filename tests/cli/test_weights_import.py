@@ -143,7 +143,6 @@ def load_raw(path: Path) -> dict[str, torch.Tensor]:
         (["nowhere.pt", "--as", "adm"], 3, "nowhere.pt does not exist"),
         (["{release}"], 2, "nothing says whose layout it is"),
         (["{release}", "--as", "karlo", "--role", "decoderr"], 2, "there is no stage `decoderr`"),
-        (["{release}", "--as", "glide"], 3, "holds none of GLIDE's checkpoints"),
         (["{release}", "--as", "unclip-diffusers"], 3, "holds no networks of an unCLIP pipeline"),
         (["{release}", "--as", "karlo", "--config", "no.yaml"], 2, "no.yaml does not exist"),
         (["{decoder}", "--as", "karlo", "--role", "prior"], 2, "Karlo's decoder cannot serve as `prior`"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from mavcli.errors import WeightsError
 from mavcli.specs import ClipSpec, PriorSpec, ScheduleSpec, UNetSpec
@@ -172,3 +173,12 @@ def test_headers_are_read_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
     assert shown.stdout.split() == ["5", "4", "False"]
+
+
+def test_headers_written_when_a_unet_could_be_class_conditional_or_glides_are_still_read_and_those_networks_refused():
+    old = {"num_classes": None, "text_layers": 16, "text_heads": 8, "text_vocabulary": 50257}
+    spec = {**UNetSpec().model_dump(mode="json"), **old}
+    assert WeightsHeader.model_validate_json(json.dumps({"role": "decoder", "spec": spec})).spec == UNetSpec()
+    for told, kind in (({"num_classes": 1000}, "class-conditional ADM"), ({"text": "glide"}, "GLIDE")):
+        with pytest.raises(ValidationError, match=f"{kind} network.*is no longer taken"):
+            WeightsHeader.model_validate_json(json.dumps({"role": "decoder", "spec": {**spec, **told}}))
