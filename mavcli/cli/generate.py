@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -112,7 +113,8 @@ def generate(
             if kind == "video" and "interp" not in session.family.parts:
                 kind, total = "keys", _only_keys(session, frames, seconds)
         plan = _Plan(kind, total, count, checked=prompts is None)
-        items = [item for text in texts for item in _items(session, text, texts, plan)]
+        stems = _stems(texts)
+        items = [item for text in texts for item in _items(session, text, stems[text], plan)]
         session.run(items, batch=prompts is not None)
 
 
@@ -146,9 +148,21 @@ def _only_keys(session: Session, frames: int | None, seconds: float | None) -> i
     return wanted
 
 
-def _items(session: Session, text: str, texts: list[str], plan: _Plan) -> list[Item]:
+def _stems(texts: list[str]) -> dict[str, str]:
+    """Prompt -> the beginning of its file names; where several would share it, a digest tells them apart."""
+    import hashlib
+
     from mavcli.engine.output import slug
 
+    stems = {text: slug(text) for text in texts}
+    taken = Counter(stems.values())
+    return {
+        text: stem if taken[stem] == 1 else f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+        for text, stem in stems.items()
+    }
+
+
+def _items(session: Session, text: str, stem: str, plan: _Plan) -> list[Item]:
     fault: MavError | None = None
     if not plan.checked:
         try:
@@ -156,11 +170,6 @@ def _items(session: Session, text: str, texts: list[str], plan: _Plan) -> list[I
         except MavError as error:
             fault = error
     seed, parts, fps = session.common.seed, session.recipe.cascade, session.fps
-    stem = slug(text)
-    if sum(slug(other) == stem for other in texts) > 1:
-        import hashlib
-
-        stem += f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     size = parts.decoder.network.image_size if plan.kind == "draft" else out_size(session.recipe)
     rate = fps if plan.kind == "video" else fps / parts.interp.frame_skip
     frames = parts.decoder.frames if plan.kind == "draft" else plan.frames

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json as json_module
 import shlex
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -298,18 +300,12 @@ class Session:
             "frames_sha256": written.frames_sha256,
         }
 
-    def _describe(self, item: Item) -> dict[str, Any]:
-        """The `mav_run` of an item, as far as it is known beforehand."""
+    @cached_property
+    def _described_once(self) -> dict[str, Any]:
+        """What all items of a run have in common, once for however many they are."""
         from mavcli.engine.versions import code_sha256, versions
 
         return {
-            "kind": self.kind,
-            "command": ["mav", *sys.argv[1:]],
-            "prompt": item.prompt,
-            "options": item.options,
-            "inputs": [{"path": str(s.path), "sha256": _file_sha256(s.path)} for s in item.inputs],
-            "seed": item.seed,
-            "sample": item.sample,
             "recipe": {
                 "name": self.recipe.name,
                 "sha256": self.loaded.sha256,
@@ -319,6 +315,19 @@ class Session:
             "random_weights": list(self.family.random),
             "versions": versions(),
             "code_sha256": code_sha256(),
+        }
+
+    def _describe(self, item: Item) -> dict[str, Any]:
+        """The `mav_run` of an item, as far as it is known beforehand."""
+        return {
+            "kind": self.kind,
+            "command": ["mav", *sys.argv[1:]],
+            "prompt": item.prompt,
+            "options": item.options,
+            "inputs": [{"path": str(s.path), "sha256": _file_sha256(s.path)} for s in item.inputs],
+            "seed": item.seed,
+            "sample": item.sample,
+            **self._described_once,
             "device": self.resolved.device,
             "dtype": self.resolved.dtype,
             "threads": self.resolved.threads,
@@ -500,15 +509,14 @@ def check_prompt(recipe: Recipe, prompt: str, console: Console) -> None:
         raise UsageError("the prompt is empty", hint='mav generate "a dog surfing"')
     if vocabulary is None:
         return
-    known = set(vocabulary)
+    known, content = _meaning(vocabulary)
     words = dict.fromkeys(words_of(prompt))
     unknown = [word for word in words if word not in known]
     meaning = [word for word in words if word in known and word not in _FILLERS]
     told = []
     for word in unknown:
-        near = difflib.get_close_matches(word, vocabulary, n=3, cutoff=0.6)
+        near = _near(word, vocabulary)
         told.append(f"`{word}`" + (f" (near: {', '.join(near)})" if near else ""))
-    content = sorted(word for word in vocabulary if word not in _FILLERS)
     knows = f"it knows: {', '.join(content) if len(content) <= 120 else f'{len(content)} words'}"
     elsewhere = "for open prompts take a recipe whose CLIP reads every word: `mav recipe ls`, then --recipe"
     if not meaning:
@@ -517,6 +525,17 @@ def check_prompt(recipe: Recipe, prompt: str, console: Console) -> None:
     if unknown:
         console.warning(f"words that the family `{recipe.name}` never saw are ignored: {', '.join(told)}")
         console.message(f"{knows}; {elsewhere}")
+
+
+@functools.cache
+def _meaning(vocabulary: tuple[str, ...]) -> tuple[frozenset[str], list[str]]:
+    """All words, and those that say something, sorted."""
+    return frozenset(vocabulary), sorted(word for word in vocabulary if word not in _FILLERS)
+
+
+@functools.cache
+def _near(word: str, vocabulary: tuple[str, ...]) -> list[str]:
+    return difflib.get_close_matches(word, vocabulary, n=3, cutoff=0.6)
 
 
 def wanted_frames(

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from mavcli.cli.app import run
+from mavcli.engine import output
 from mavcli.media.image import read_image, write_png
 from mavcli.media.video import probe, read_clip, read_metadata, write_video
+from mavcli.recipe.schema import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -349,3 +352,25 @@ def test_what_there_is_to_say_of_a_picture_is_said(mav, tmp_path):
     Image.new("RGB", (16, 12)).save(tmp_path / "a.png", icc_profile=b"no profile" * 20)
     code, _, err = mav("animate", tmp_path / "a.png", "--dry-run")
     assert code == 0 and "a.png has a damaged ICC profile" in err
+
+
+def test_many_prompts_are_named_and_described_in_one_pass_over_them(tmp_path, monkeypatch, capsys):
+    texts = [f"a dog running {i}" for i in range(60)] + ["a dog, running", "a dog running"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    counts = Counter()
+
+    def counted(name, real):
+        def call(*args, **more):
+            counts[name] += 1
+            return real(*args, **more)
+
+        return call
+
+    monkeypatch.setattr(output, "slug", counted("slug", output.slug))
+    monkeypatch.setattr(Recipe, "model_dump_json", counted("recipe", Recipe.model_dump_json))
+    folder = f"{tmp_path}/"
+    assert run(["generate", "--prompts", str(tmp_path / "prompts.txt"), "--dry-run", "-o", folder]) == 0
+    assert counts["slug"] == len(texts) and counts["recipe"] <= 3
+    shown = [line for line in capsys.readouterr().out.splitlines() if ".mp4: " in line]
+    names = {line.split(".mp4: ")[0] for line in shown}
+    assert len(names) == len(texts), "two prompts of one name have a digest in theirs"
