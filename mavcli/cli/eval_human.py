@@ -55,6 +55,10 @@ def human(
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Folder of the votes [outputs/human-A-B]"),
     ] = None,
+    convert: Annotated[
+        bool,
+        typer.Option("--convert", help="Show H.264 copies of the videos that not every browser plays."),
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
@@ -62,13 +66,14 @@ def human(
     """Let people compare two sets of videos, and count their votes.
 
     A page on 127.0.0.1 shows pair after pair, in an order and on sides of each rater's own, and asks which video looks
-    better and then, with the text, which shows it better. Each vote is on the disk before the next pair comes; the same
+    better and then, with the text, which shows it better. Videos that not every browser plays are named before it begins. Each vote is on the disk before the next pair comes; the same
     command goes on where it was stopped. `--tally` counts: the majority of each pair, and shares with Wilson's intervals.
     """
     with Console(quiet=quiet, json=json) as console:
         from mavcli.errors import UsageError
         from mavcli.evaluation import human as people
         from mavcli.evaluation.human_server import HumanServer, write_static
+        from mavcli.evaluation.playable import COPIES, h264_copies, refuse_unplayed, unplayed_of
 
         asked = tuple(questions or ("quality", "faithfulness"))
         for name in asked:
@@ -84,11 +89,21 @@ def human(
         if len(loose) > 5:
             console.warning(f"{len(loose) - 5} more without a partner")
         names = _names(a, b)
+        unplayed = {} if tally else unplayed_of(path for pair in pairs for path in (pair.a, pair.b))
+        if not convert:
+            refuse_unplayed(
+                unplayed,
+                of=2 * len(pairs),
+                hint="the same command with --convert shows raters copies in H.264",
+            )
         study = people.make_study(pairs, a=names[0], b=names[1], questions=asked)  # type: ignore[arg-type]
         folder = out or Path("outputs") / f"human-{'-'.join(_slug(name) for name in names)}"
         file = people.open_folder(folder, study)
         if tally:
             return _tally(console, study, folder, votes or [])
+        if unplayed:
+            copies = h264_copies(unplayed, folder / COPIES, report=console)
+            study = people.with_files(study, copies)
         if static is not None:
             page = write_static(static, study, force=force)
             console.message(

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mavcli.data.places import walk
-from mavcli.errors import InputError
+from mavcli.errors import InputError, NotReadError
+from mavcli.evaluation.clips import VIDEOS
+from mavcli.evaluation.playable import COPIES
 from mavcli.media.video import read_metadata
 
-PLAYED = (".mp4", ".m4v", ".mov", ".webm")
-"""Suffixes of what a browser plays."""
+_PLAYED = (".mp4", ".m4v", ".mov", ".webm")
+"""Suffixes of what a browser may play; what is inside decides (`mavcli.evaluation.playable`)."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,23 @@ class Described:
 
 
 def described_videos(folder: Path) -> list[Described]:
-    """Every video below `folder` that a browser plays, by name; hidden files and folders are left out.
+    """Every video below `folder`, by name; hidden files and folders, and copies for browsers, are left out.
 
-    Raises InputError when the folder is none, cannot be read, or holds no such video.
+    Of several files with one name but for the suffix those that a browser plays are taken, where there are any: a GIF
+    beside an MP4 is the same video. Raises InputError when the folder is none, cannot be read, or holds no video.
     """
     if not folder.is_dir():
         what = "is a file, wanted a folder" if folder.exists() else "does not exist"
         raise InputError(f"`{folder}` {what}", hint='mav generate "a dog surfing" -n 4 -o FOLDER')
-    found = [path for path in walk(folder) if path.suffix.lower() in PLAYED]
+    found = [
+        path
+        for path in walk(folder)
+        if path.suffix.lower() in VIDEOS and COPIES not in path.relative_to(folder).parts
+    ]
+    played = {path.with_suffix("") for path in found if path.suffix.lower() in _PLAYED}
+    found = [path for path in found if path.suffix.lower() in _PLAYED or path.with_suffix("") not in played]
     if not found:
-        raise InputError(
-            f"`{folder}` holds no video that a browser plays, wanted {', '.join(PLAYED[:-1])} or {PLAYED[-1]}",
-            hint="an .mkv is made playable by `ffmpeg -i in.mkv -pix_fmt yuv420p out.mp4`",
-        )
+        raise InputError(f"`{folder}` holds no video", hint='mav generate "a dog surfing" -n 4 -o FOLDER')
     return [
         Described(path, path.relative_to(folder).with_suffix("").as_posix(), run_of(path)) for path in found
     ]
@@ -55,7 +61,12 @@ def run_of(path: Path) -> Mapping[str, Any]:
     try:
         text = path.with_suffix(".json").read_text(encoding="utf-8")
     except FileNotFoundError:
-        text = read_metadata(path).get("mav_run", "")
+        try:
+            text = read_metadata(path).get("mav_run", "")
+        except NotReadError:
+            raise
+        except InputError:  # a damaged file tells nothing; whoever shows it says so
+            return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read `{path.with_suffix('.json')}`: {str(error).lower()}") from error
     if not text:

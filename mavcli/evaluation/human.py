@@ -19,7 +19,7 @@ import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -232,6 +232,20 @@ def make_study(
         clips = (names[systems[0]], names[systems[1]])
         items[index] = Item(pair, _hash(study, "item", str(index))[:12], place // 2, clips, systems)
     return Study(study[:12], a, b, asked, tuple(item for item in items if item))
+
+
+def with_files(study: Study, files: Mapping[Path, Path]) -> Study:
+    """The same study, in which other files are shown for some of its videos, such as copies that browsers play."""
+    items = [
+        replace(
+            item,
+            pair=item.pair._replace(
+                a=files.get(item.pair.a, item.pair.a), b=files.get(item.pair.b, item.pair.b)
+            ),
+        )
+        for item in study.items
+    ]
+    return replace(study, items=tuple(items))
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from browser import Browser
@@ -12,7 +13,8 @@ from browser import Browser
 from mavcli.cli.app import run
 from mavcli.evaluation.described import described_videos
 from mavcli.evaluation.gallery import gallery_page
-from mavcli.media.video import write_video
+from mavcli.evaluation.playable import COPIES, h264_copy, why_unplayed
+from mavcli.media.video import find_sound, probe, read_clip, write_gif, write_video
 
 
 def put(path: Path, prompt: str | None, seed: int = 0, *, inside: bool = False) -> Path:
@@ -75,7 +77,7 @@ def test_an_older_gallery_is_replaced_and_another_page_is_not(
     for _ in range(2):
         assert run(["gallery", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told == {"page": str(tmp_path / "gallery.html"), "videos": 1, "prompts": 1}
+    assert told == {"page": str(tmp_path / "gallery.html"), "videos": 1, "prompts": 1, "unplayed": {}}
     (tmp_path / "gallery.html").write_text("my page")
     assert run(["gallery", str(tmp_path)]) == 6
     assert (tmp_path / "gallery.html").read_text() == "my page"
@@ -121,3 +123,71 @@ def test_videos_play_in_view_alone_and_the_filter_finds_them(tmp_path: Path) -> 
         browser.wait("document.getElementById('one').open && !document.querySelector('#one video').paused")
         assert "seed" in browser.run("document.querySelector('#one dl').textContent")
         assert browser.errors == []
+
+
+def mpeg4(path: Path, frames: int = 6) -> Path:
+    """What cameras of 2005 write, and no browser plays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 30 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_what_not_every_browser_plays_is_said_before_a_gallery_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mpeg4(tmp_path / "only" / "old.mp4")
+    assert run(["gallery", str(tmp_path / "only")]) == 4
+    err = capsys.readouterr().err
+    assert "old.mp4` holds MPEG-4 part 2 (mpeg4, yuv420p) in QuickTime / MOV" in err and "--convert" in err
+    assert not (tmp_path / "only" / "gallery.html").exists()
+    put(tmp_path / "only" / "new.mp4", "a dog")
+    write_video(tmp_path / "only" / "lossless.mkv", np.zeros((3, 32, 32, 3), np.uint8), fps=8, codec="ffv1")
+    (tmp_path / "only" / "cut.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(16))
+    assert run(["gallery", str(tmp_path / "only")]) == 0
+    err = capsys.readouterr().err
+    assert (
+        "3 videos not every browser plays, left out" in err
+        and "lossless.mkv` holds FFmpeg video codec #1" in err
+    )
+    assert "cut.mp4` is not a video that can be read" in err
+    assert [v["name"] for v in told_by((tmp_path / "only" / "gallery.html").read_text())] == ["new"]
+
+
+def test_a_gallery_shows_h264_copies_where_it_is_asked_to(tmp_path: Path) -> None:
+    mpeg4(tmp_path / "old.mp4")
+    (tmp_path / "old.json").write_text(json.dumps({"prompt": "a cat"}))
+    put(tmp_path / "new.mp4", "a dog")
+    for _ in range(2):  # copies are no videos of their own, and are made once
+        assert run(["gallery", str(tmp_path), "--convert", "-q"]) == 0
+        shown = told_by((tmp_path / "gallery.html").read_text())
+        assert [(v["name"], v["prompt"]) for v in shown] == [("new", "a dog"), ("old", "a cat")]
+    (copy,) = (tmp_path / COPIES).iterdir()
+    assert shown[1]["src"] == f"{COPIES}/{copy.name}" and why_unplayed(copy) is None
+    found = read_clip(copy)
+    assert len(found.frames) == 6 and found.rate == 12
+    assert [round(float(frame.mean()) / 30) for frame in found.frames] == list(range(6))
+
+
+def test_uneven_frames_and_sound_are_kept_in_a_copy(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "nasty_made" / "vfr_gap.mkv"
+    copy, _ = h264_copy(source, tmp_path)
+    assert abs(probe(copy).duration - probe(source).duration) <= 1 / probe(source).fps
+    heard = mpeg4(tmp_path / "x.mp4")
+    copy, note = h264_copy(shared_data / "cases" / "with_sound.mp4", tmp_path)
+    assert note is None and find_sound(copy, origin=0.0) is not None and find_sound(heard, origin=0.0) is None
+
+
+def test_the_case_of_mpeg4_is_told(shared_data: Path) -> None:
+    assert "mpeg4" in (why_unplayed(shared_data / "cases" / "cmp4v.mp4") or "")
+
+
+def test_a_gif_beside_its_mp4_is_no_second_video(tmp_path: Path) -> None:
+    put(tmp_path / "a.mp4", "a dog")
+    write_gif(tmp_path / "a.gif", np.zeros((3, 32, 32, 3), np.uint8), fps=8)
+    assert [video.path.name for video in described_videos(tmp_path)] == ["a.mp4"]

@@ -26,7 +26,7 @@ from mavcli.errors import DiskError, InputError, UsageError
 from mavcli.evaluation import human
 from mavcli.evaluation.human import Pair, Study, VoteBook, find_pairs, make_study, rater_name
 from mavcli.evaluation.human_server import HumanServer, write_static
-from mavcli.media.video import write_video
+from mavcli.media.video import read_clip, write_video
 
 PROMPTS = (
     "a dog surfing",
@@ -124,7 +124,7 @@ def test_two_prompts_of_one_pair_are_refused_unless_a_file_decides(
     ("make", "message"),
     [
         (lambda p: None, "does not exist"),
-        (lambda p: p.mkdir(), "holds no video that a browser plays"),
+        (lambda p: p.mkdir(), "holds no video"),
         (lambda p: make_clip(p / "z.mp4", hue=1), "neither names nor prompts agree"),
     ],
 )
@@ -421,6 +421,29 @@ def test_the_tally_is_a_table_and_json(
     written = json.loads(Path("outputs/human-ours-theirs/tally.json").read_text())
     assert {**written, "out": told["out"]} == told
     assert told["items"][0]["prompt"] == "a dog surfing" and told["items"][0]["quality"]["majority"] == "a"
+
+
+def test_a_study_names_what_raters_could_not_see_before_it_begins_and_shows_copies_if_asked(
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = np.full((5, 48, 48, 3), 90, np.uint8)
+    Path("theirs").mkdir()
+    write_video("theirs/0.mkv", video, fps=20, codec="ffv1")
+    command = ["eval", "human", str(folders[0]), "theirs", "--question", "quality", "--static", "page"]
+    assert run(command) == 4
+    err = capsys.readouterr().err
+    assert "1 of 2 videos not every browser plays:" in err and "`theirs/0.mkv` holds FFmpeg video codec #1" in err
+    assert "--convert" in err and not Path("page").exists() and not Path("outputs").exists()
+    assert run([*command, "--convert"]) == 0
+    shown = [read_clip(path) for path in Path("page/media").iterdir() if path.suffix == ".mp4"]
+    assert sorted(len(clip.frames) for clip in shown) == [5, 10]
+    key = json.loads(Path("outputs/human-ours-theirs/study.json").read_text())
+    assert key["items"][0]["b"] == "theirs/0.mkv", "the study is one of the videos as they are"
+    assert run([*command[:-2], "--tally"]) == 4 and "holds no vote yet" in capsys.readouterr().err
 
 
 def test_a_wrong_command_is_one_line(
