@@ -436,7 +436,10 @@ def test_a_study_names_what_raters_could_not_see_before_it_begins_and_shows_copi
     command = ["eval", "human", str(folders[0]), "theirs", "--question", "quality", "--static", "page"]
     assert run(command) == 4
     err = capsys.readouterr().err
-    assert "1 of 2 videos not every browser plays:" in err and "`theirs/0.mkv` holds FFmpeg video codec #1" in err
+    assert (
+        "1 of 2 videos not every browser plays:" in err
+        and "`theirs/0.mkv` holds FFmpeg video codec #1" in err
+    )
     assert "--convert" in err and not Path("page").exists() and not Path("outputs").exists()
     assert run([*command, "--convert"]) == 0
     shown = [read_clip(path) for path in Path("page/media").iterdir() if path.suffix == ".mp4"]
