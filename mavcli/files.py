@@ -691,6 +691,7 @@ def locked(target: Path, *, waiting: Callable[[], None] | None = None) -> Iterat
             waiting()
         with writing(target):
             lock = _try_lock(path, wait=True)
+        sweep(target.parent, again=True)  # whoever had it may have died
     try:
         yield
     finally:

@@ -38,8 +38,8 @@ from mavcli.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
-    from mavcli.engine.output import Target
 
 
 def animate(
@@ -72,7 +72,7 @@ def animate(
         source = read_source(image, console, wanted="image")
         console.message(source.describe())
 
-        def make(cascade: Cascade, target: Target) -> Made:
+        def make(cascade: Cascade, job: Job) -> Made:
             from mavcli.engine.compose import network_view, without_bars
             from mavcli.engine.randomness import Draw
             from mavcli.media.frames import to_float, to_uint8
@@ -80,7 +80,7 @@ def animate(
             draws, rate = [Draw(seed)], session.fps
             seen = to_float(network_view(source.frames, cascade.size, fit))
             base = cascade.animate(seen, draws, fps=rate)
-            show_base(console, target, base, fps=rate / cascade.skip)
+            show_base(session, job, base, fps=rate / cascade.skip)
             video = to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0])
             return Made(without_bars(video, *source.size) if fit == "pad" else video, rate)
 
@@ -92,6 +92,7 @@ def animate(
 
         size = out_size(session.recipe)
         item = Item(
+            shows_base=True,
             stem=f"{slug(image.stem)}-animate-{seed}",
             make=make,
             cost=cost,

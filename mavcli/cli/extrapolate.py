@@ -33,8 +33,8 @@ from mavcli.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
-    from mavcli.engine.output import Target
 
 
 def extrapolate(
@@ -86,7 +86,7 @@ def extrapolate(
         size = result_size(*source.size, fit)
         before = {"forward": 0, "backward": new, "both": new // 2}[direction]
 
-        def make(cascade: Cascade, target: Target) -> Made:
+        def make(cascade: Cascade, job: Job) -> Made:
             import numpy as np
 
             from mavcli.engine.compose import Composite, kept_part, network_view

@@ -41,9 +41,9 @@ from mavcli.cli.options import (
 from mavcli.errors import InputError, MavError, UsageError
 
 if TYPE_CHECKING:
+    from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
     from mavcli.engine.family import Piece
-    from mavcli.engine.output import Target
 
 
 Kind = Literal["video", "draft", "keys", "still"]
@@ -193,6 +193,7 @@ def _items(session: Session, text: str, stem: str, plan: _Plan) -> list[Item]:
             prompt=text,
             options=options,
             still=plan.kind == "still",
+            shows_base=plan.kind in ("video", "keys"),
             fault=fault,
         )
         for sample in range(plan.count)
@@ -200,7 +201,7 @@ def _items(session: Session, text: str, stem: str, plan: _Plan) -> list[Item]:
 
 
 def _maker(session: Session, text: str, sample: int, plan: _Plan) -> Any:
-    def make(cascade: Cascade, target: Target) -> Made:
+    def make(cascade: Cascade, job: Job) -> Made:
         from mavcli.engine.randomness import Draw
         from mavcli.media.frames import to_uint8
 
@@ -213,7 +214,7 @@ def _maker(session: Session, text: str, sample: int, plan: _Plan) -> Any:
         rate = fps / cascade.skip
         if plan.kind == "draft":
             return Made(to_uint8(base[0]), rate)
-        show_base(session.console, target, base, fps=rate)
+        show_base(session, job, base, fps=rate)
         if plan.kind == "keys":
             return Made(to_uint8(cascade.enlarge(base[:, : plan.frames], draws, fps=rate)[0]), rate)
         return Made(to_uint8(cascade.finish(base, draws, fps=fps, frames=plan.frames)[0]), fps)

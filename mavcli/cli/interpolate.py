@@ -36,8 +36,8 @@ from mavcli.cli.options import (
 from mavcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
-    from mavcli.engine.output import Target
     from mavcli.media.frames import Fit, Frames
 
 
@@ -175,7 +175,7 @@ def _item(
     height, width = known.shape[1:3]
     size = result_size(height, width, fit)
 
-    def make(cascade: Cascade, target: Target) -> Made:
+    def make(cascade: Cascade, job: Job) -> Made:
         from mavcli.engine.compose import Composite, kept_part, network_view
         from mavcli.engine.randomness import Draw
         from mavcli.media.frames import to_float, to_uint8

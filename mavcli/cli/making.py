@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ import typer
 from mavcli import stopping
 from mavcli.cli.console import Console, cache_dir, duration, table
 from mavcli.errors import InputError, MavError, UsageError, counted
-from mavcli.files import file_sha256, reading
+from mavcli.files import file_sha256, locked, reading, together
 from mavcli.report import Report
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Item:
-    """One result to make. `make(cascade, target)` computes it; `cost(cascade)` says beforehand how long the bar is."""
+    """One result to make. `make(cascade, job)` computes it; `cost(cascade)` says beforehand how long the bar is."""
 
     stem: str
-    make: Callable[[Cascade, Target], Made]
+    make: Callable[[Cascade, Job], Made]
     cost: Callable[[Cascade], float]
     shape: str
     seed: int
@@ -120,6 +120,8 @@ class Item:
     inputs: tuple[Source, ...] = ()
     still: bool = False
     """Whether it is a picture and no video."""
+    shows_base: bool = False
+    """Whether the key frames are shown before super-resolution, as a sheet of their own."""
     fault: MavError | None = None
     """Why it cannot be made; the others of a batch are."""
 
@@ -199,11 +201,11 @@ class Session:
                 if job.fault is not None:
                     raise job.fault
                 if job.finished is not None:
-                    self.console.message(f"{job.target.video} is there already, made by the same run")
-                    told = job.finished
+                    told = self._there_already(job, job.finished)
                 else:
                     assert cascade is not None
-                    told = self._make(job, cascade)
+                    with locked(job.target.video, waiting=partial(self._wait_for, job)):
+                        told = self._make_alone(job, cascade)
             except MavError as error:
                 stopping.check()  # what was being stopped says nothing true of an item
                 if not batch:
@@ -223,7 +225,7 @@ class Session:
             )
             raise typer.Exit(8)
 
-    def _targets(self, items: Sequence[Item], batch: bool) -> list[_Job]:
+    def _targets(self, items: Sequence[Item], batch: bool) -> list[Job]:
         """Where each item goes, before anything is computed."""
         from mavcli.engine.output import choose_target, claim, finished_run, run_key
 
@@ -235,22 +237,23 @@ class Session:
                 stem=item.stem,
                 several=len(items) > 1,
                 still=item.still,
+                shows_base=item.shows_base,
             )
             run = self._describe(item)
             run["run_key"] = run_key(run)
             fault, finished = item.fault, None
             if fault is None:
-                # A name that mav chose stands for the run: the same run again has its result already.
-                if not target.named and not self.common.force:
-                    finished = finished_run(target, run["run_key"])
                 try:
+                    # The same run again has its result already, also one that a kill met while its files appeared.
+                    if not self.common.force:
+                        finished = finished_run(target, run["run_key"])
                     if finished is None and not self.common.dry_run:
-                        claim(target, force=self.common.force)
+                        claim(target, force=self.common.force, key=run["run_key"])
                 except MavError as error:
                     if not batch:
                         raise
                     fault = error
-            jobs.append(_Job(item, target, run, fault, finished))
+            jobs.append(Job(item, target, run, fault, finished))
         return jobs
 
     def _cascade(self) -> Cascade:
@@ -263,11 +266,30 @@ class Session:
         self.timed = _Timed(self.console)
         return Cascade(self.recipe, self.family, backend, report=self.timed, work=Work(cache_dir() / "work"))
 
-    def _make(self, job: _Job, cascade: Cascade) -> dict[str, Any]:
+    def _there_already(self, job: Job, finished: dict[str, Any]) -> dict[str, Any]:
+        self.console.message(f"{job.target.video} is there already, made by the same run")
+        return finished
+
+    def _wait_for(self, job: Job) -> None:
+        self.console.message(f"waiting for another process that makes {job.target.video}")
+
+    def _make_alone(self, job: Job, cascade: Cascade) -> dict[str, Any]:
+        """Make an item whose place no other process has now; one may have had it until now."""
+        from mavcli.engine.output import claim, finished_run
+
+        key, force = job.run["run_key"], self.common.force
+        finished = None if force else finished_run(job.target, key)
+        if finished is not None:
+            return self._there_already(job, finished)
+        claim(job.target, force=force, key=key)
+        with together():
+            return self._make(job, cascade)
+
+    def _make(self, job: Job, cascade: Cascade) -> dict[str, Any]:
         from mavcli.engine.output import write_result, write_still
 
         self.timed.restart()
-        made = job.item.make(cascade, job.target)
+        made = job.item.make(cascade, job)
         run = {**job.run, "timings": self.timed.seconds()}
         if job.item.still:
             shown = write_still(job.target, made.frames[0], run=run, force=self.common.force)
@@ -333,7 +355,7 @@ class Session:
             "threads": self.resolved.threads,
         }
 
-    def _tell_plan(self, jobs: Sequence[_Job]) -> None:
+    def _tell_plan(self, jobs: Sequence[Job]) -> None:
         from mavcli.cli.recipe import describe
 
         console = self.console
@@ -375,7 +397,9 @@ class Session:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """An item and where it goes: what tells its run apart, and why it cannot be made or need not be."""
+
     item: Item
     target: Target
     run: dict[str, Any]
@@ -577,9 +601,11 @@ def shape_words(frames: int, height: int, width: int, fps: float) -> str:
     return f"{frames} frames of {width} x {height} px at {fps:.6g} fps, {frames / fps:.2f} s"
 
 
-def show_base(console: Console, target: Target, base: Any, *, fps: float) -> None:
+def show_base(session: Session, job: Job, base: Any, *, fps: float) -> None:
     """The key frames as a contact sheet, before super-resolution."""
     from mavcli.engine.output import write_base_sheet
     from mavcli.media.frames import to_uint8
 
-    console.message(f"key frames: {write_base_sheet(target, to_uint8(base[0]), fps=fps)}")
+    key, force = job.run["run_key"], session.common.force
+    place = write_base_sheet(job.target, to_uint8(base[0]), fps=fps, key=key, force=force)
+    session.console.message(f"key frames: {place}")

@@ -43,8 +43,8 @@ from mavcli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
-    from mavcli.engine.output import Target
 
 
 def vary(
@@ -103,7 +103,7 @@ def vary(
             seen = to_float(network_view(source.frames, cascade.size, fit))
             return cascade.embed_frames(seen).mean(0, keepdim=True)
 
-        def make(cascade: Cascade, target: Target) -> Made:
+        def make(cascade: Cascade, job: Job) -> Made:
             from torch.nn import functional as F
 
             from mavcli.engine.cascade import slerp
@@ -123,7 +123,7 @@ def vary(
                 embedding = slerp(embedding, F.normalize(after - before, dim=-1)[None], strength)
             draws, rate = [Draw(seed)], session.fps
             base = cascade.decode(length * embedding, draws, fps=rate)
-            show_base(console, target, base, fps=rate / cascade.skip)
+            show_base(session, job, base, fps=rate / cascade.skip)
             return Made(to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0]), rate)
 
         def cost(cascade: Cascade) -> float:
@@ -135,6 +135,7 @@ def vary(
 
         size = out_size(session.recipe)
         item = Item(
+            shows_base=True,
             stem=f"{slug(file.stem)}-vary-{seed}",
             make=make,
             cost=cost,

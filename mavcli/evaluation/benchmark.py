@@ -202,15 +202,15 @@ def generate_samples(
     """
     folder = sample_folder(plan, out)
     jobs = [
-        (prompt, Target(path, None, False), {**run, **_facts(plan, prompt)})
+        (prompt, Target(path, None), {**run, **_facts(plan, prompt)})
         for prompt, path in zip(plan.prompts, folder.files, strict=True)
     ]
     mine = [jobs[i : i + batch] for i in range(shard.rank * batch, len(jobs), shard.size * batch)]
     waiting = []
     for some in mine:
         left = [(prompt, target, facts) for prompt, target, facts in some if not _is_there(target, facts)]
-        for _, target, _ in left:
-            claim(target, force=force)
+        for _, target, told in left:
+            claim(target, force=force, key=run_key(told))
         if left:
             waiting.append(left)
     report.plan(len(waiting) * _cost(cascade, plan, batch))

@@ -79,7 +79,8 @@ def test_the_metadata_tell_the_whole_run_and_the_same_run_gives_the_same_frames(
     assert code == 0
     (first,) = json.loads(out)["results"]
     told = json.loads(read_metadata("one.mp4")["mav_run"])
-    assert told == json.loads(Path("one.json").read_text())
+    beside = json.loads(Path("one.json").read_text())
+    assert beside.pop("files").keys() == {"one.mp4", "one.sheet.png", "one.base.png"} and told == beside
     assert told["prompt"] == "a dog" and told["seed"] == 4 and told["dtype"] == "float32"
     assert told["recipe"]["resolved"]["cascade"]["interp"]["frame_skip"] == 5
     assert all(len(part["sha256"]) == 64 for part in told["weights"].values()) and len(told["weights"]) == 6
@@ -125,6 +126,7 @@ def test_still_makes_pictures_with_the_run_inside_and_beside(mav):
     first, second = (read_image(path) for path in out.splitlines())
     assert first.shape == (32, 32, 3) and not np.array_equal(first, second)
     told = json.loads(Path("outputs/a-dog-3-1.json").read_text())
+    assert told.pop("files").keys() == {"a-dog-3-1.png"}
     assert told["options"] == {"still": True} and told["frames"] == 1 and told["prompt"] == "a dog"
     with Image.open("outputs/a-dog-3-1.png") as image:
         assert json.loads(image.text["mav_run"]) == told
@@ -374,3 +376,54 @@ def test_many_prompts_are_named_and_described_in_one_pass_over_them(tmp_path, mo
     shown = [line for line in capsys.readouterr().out.splitlines() if ".mp4: " in line]
     names = {line.split(".mp4: ")[0] for line in shown}
     assert len(names) == len(texts), "two prompts of one name have a digest in theirs"
+
+
+def test_a_named_result_of_the_same_run_is_there_already_and_a_changed_one_is_said_so(mav):
+    same = ("generate", "a dog", "--frames", 2, "-o", "a.mp4")
+    assert mav(*same)[0] == 0
+    code, out, err = mav(*same)
+    assert (code, out) == (0, "a.mp4\n") and "is there already, made by the same run" in err
+    assert mav(*same, "--set", "output.crf=40")[0] == 6
+    whole = Path("a.mp4").read_bytes()
+    Path("a.mp4").write_bytes(whole[:-100])
+    code, out, err = mav(*same)
+    assert (code, out) == (6, "") and "`a.mp4` is not as the same run left it" in err
+    Path("a.sheet.png").write_bytes(b"")
+    Path("a.mp4").write_bytes(whole)
+    assert mav(*same)[0] == 6
+    assert mav(*same, "--force")[0] == 0 and "is there already" in mav(*same)[2]
+
+
+def test_a_sheet_of_key_frames_that_is_the_users_is_not_overwritten(mav):
+    Path("a.base.png").write_text("mine")
+    code, out, err = mav("generate", "a dog", "--frames", 2, "-o", "a.mp4")
+    assert (code, out) == (6, "") and "`a.base.png` exists" in err
+    assert Path("a.base.png").read_text() == "mine" and not Path("a.mp4").exists()
+
+
+def test_of_two_equal_runs_the_second_waits_before_computing_and_finds_the_result(mav, monkeypatch):
+    import threading
+
+    from mavcli import files
+    from mavcli.cli.making import Session
+
+    made, told = [], threading.Event()
+    make = Session._make
+    monkeypatch.setattr(Session, "_make", lambda *a: made.append(1) or make(*a))
+    monkeypatch.setattr(Session, "_wait_for", lambda *a: told.set())
+    Path("outputs").mkdir()
+
+    def other() -> None:
+        """A process that holds the place and makes the result."""
+        with files.locked(Path("outputs/a-dog-0.mp4")):
+            ready.set()
+            assert told.wait(60)
+
+    ready = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    ready.wait(60)
+    assert mav("generate", "a dog", "--frames", 2)[0] == 0
+    thread.join()
+    assert told.is_set() and made == [1]
+    assert sorted(path.name for path in Path("outputs").glob(".*")) == []

@@ -1,10 +1,13 @@
 """Results on the disk: whole, named beforehand, never over another file, and telling how they were made."""
 
+import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_os import faults
 
 from mavcli.engine.compose import Composite, kept_part, network_view, result_size, without_bars
 from mavcli.engine.output import (
@@ -13,9 +16,11 @@ from mavcli.engine.output import (
     finished_run,
     run_key,
     slug,
+    write_base_sheet,
     write_result,
 )
 from mavcli.errors import DiskError, UsageError
+from mavcli.files import describe_file, sweep, together
 from mavcli.media.frames import frames_sha256
 from mavcli.media.video import probe, read_metadata
 from mavcli.recipe.schema import Output
@@ -36,7 +41,11 @@ def test_a_result_is_a_video_with_its_run_inside_beside_it_and_a_sheet(tmp_path)
     found = probe(target.video)
     assert (found.frames, str(found.rate), found.width, found.height) == (20, "24000/1001", 24, 18)
     inside = json.loads(read_metadata(target.video)["mav_run"])
-    assert inside == json.loads(target.sidecar.read_text())
+    beside = json.loads(target.sidecar.read_text())
+    assert beside.pop("files") == {
+        file.name: describe_file(file) for file in (target.video, target.sheet) if file is not None
+    }
+    assert inside == beside
     assert inside["mav_run"] == 1 and inside["prompt"] == "a dog"
     assert inside["frames_sha256"] == written.frames_sha256 == frames_sha256(FRAMES)
     assert target.sheet is not None and target.sheet.stat().st_size > 0
@@ -83,11 +92,92 @@ def test_a_finished_run_is_known_by_what_made_it(tmp_path):
     assert finished_run(target, key) is None
     write_result(target, FRAMES, fps=10, run={**RUN, "run_key": key}, output=Output())
     assert finished_run(target, key) is not None
-    others = [{**RUN, "seed": 1}, {**RUN, "weights": {"clip": {"sha256": "abd"}}}, {**RUN, "prompt": "a cat"}]
+    resolved = {"cascade": {}, "output": {"crf": 40}}
+    others = [
+        {**RUN, "seed": 1},
+        {**RUN, "weights": {"clip": {"sha256": "abd"}}},
+        {**RUN, "prompt": "a cat"},
+        {**RUN, "recipe": {"resolved": resolved}},
+        {**RUN, "versions": {"mavcli": "0.0.1"}},
+    ]
     assert all(finished_run(target, run_key(other)) is None for other in others)
-    assert target.sheet is not None
-    target.sheet.unlink()
-    assert finished_run(target, key) is None
+    elsewhere = {**RUN, "recipe": {"resolved": {"cascade": {}, "output": {"dir": "elsewhere"}}}}
+    assert run_key(elsewhere) == key
+
+
+def test_what_is_there_is_believed_when_it_is_what_the_run_left_and_made_anew_when_a_file_is_gone(tmp_path):
+    target = choose_target(tmp_path, Output(), stem="a")
+    key = run_key(RUN)
+
+    def write() -> None:
+        claim(target, force=False, key=key)
+        write_result(target, FRAMES, fps=10, run={**RUN, "run_key": key}, output=Output())
+
+    write()
+    listed = json.loads(target.sidecar.read_text())["files"]
+    assert set(listed) == {"a.mp4", "a.sheet.png"}
+    for file in target.described:
+        whole = file.read_bytes()
+        for other in (whole[:-1], b"", bytes([whole[0] ^ 1]) + whole[1:]):
+            file.write_bytes(other)
+            assert finished_run(target, key) is None
+            with pytest.raises(DiskError, match=f"{file.name}` is not as the same run left it"):
+                write()
+            assert file.read_bytes() == other
+        file.unlink()
+        assert finished_run(target, key) is None
+        write()
+        assert finished_run(target, key) is not None
+
+
+def test_the_sheet_of_the_key_frames_belongs_to_the_result(tmp_path):
+    target = choose_target(tmp_path, Output(), stem="a", shows_base=True)
+    assert target.base_sheet is not None
+    key = run_key(RUN)
+    target.base_sheet.write_text("mine")
+    with pytest.raises(DiskError, match=r"a.base.png` exists"):
+        claim(target, force=False, key=key)
+    with pytest.raises(DiskError, match=r"a.base.png` exists"):
+        write_base_sheet(target, FRAMES, fps=10, key=key)
+    assert target.base_sheet.read_text() == "mine"
+    target.base_sheet.unlink()
+    with pytest.raises(ZeroDivisionError), together():
+        write_base_sheet(target, FRAMES, fps=10, key=key)
+        assert target.base_sheet.exists()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with together():
+        write_base_sheet(target, FRAMES, fps=10, key=key)
+        write_result(target, FRAMES, fps=10, run={**RUN, "run_key": key}, output=Output())
+    assert finished_run(target, key) is not None and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_disk_that_fills_while_a_result_is_written_leaves_nothing_that_is_in_the_way(tmp_path):
+    """At every call of the operating system but those of FFmpeg; the same run then finishes."""
+    key = run_key(RUN)
+    run = {**RUN, "run_key": key}
+    target = choose_target(tmp_path / "counted", Output(), stem="a", shows_base=True)
+
+    def write() -> None:
+        claim(target, force=False, key=key)
+        with together():
+            write_base_sheet(target, FRAMES[:2], fps=10, key=key)
+            write_result(target, FRAMES[:2], fps=10, run=run, output=Output())
+
+    with faults() as counted:
+        write()
+    for at, call in enumerate(counted.names, 1):
+        if call == "unlink":
+            continue  # what cannot be deleted is deleted when this process is gone
+        target = choose_target(tmp_path / str(at), Output(), stem="a", shows_base=True)
+        with faults(errno.ENOSPC, at), suppress(DiskError):
+            write()
+        sweep(target.video.parent, again=True)
+        if finished_run(target, key) is None:
+            assert not target.video.parent.exists() or list(target.video.parent.iterdir()) == [], at
+            write()
+        assert finished_run(target, key) is not None
+        assert len(list(target.video.parent.iterdir())) == 4
 
 
 def test_a_slug_is_short_plain_and_never_empty():
