@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mavcli.errors import RecipeError, UsageError
-from mavcli.recipe.schema import Recipe
+from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.training.checkpoint import Checkpoint
+from mavcli.training.optim import learning_rate
 from mavcli.training.stage import Stage
+from mavcli.training.stages import get_stage
 from mavcli.weights.provenance import Parent
 
-# What may change between two runs of one training: how long, how often and on what, not what is learnt.
+# What may change between two runs of one training: how often and on what, not what is learnt.
 FREE_KEYS = frozenset(
     {
-        "steps",
-        "decay",
         "save_every",
         "sample_every",
         "log_every",
@@ -28,6 +29,10 @@ FREE_KEYS = frozenset(
         "retries",
     }
 )
+
+
+_LENGTH = ("training.steps", "training.decay")
+"""They may change as long as all was so far as if it had begun so: until the rate begins to fall, before the change or after it."""
 
 
 def identity(stage: Stage, recipe: Recipe, parents: Sequence[Parent]) -> dict[str, Any]:
@@ -51,6 +56,14 @@ def refuse_changes(
     `allow` names keys as the diff does (`training.lr`), by their end (`lr`) or by a part (`training.fps`).
     """
     changed = dict(changes(checkpoint.manifest, now))
+    length = [key for key in _LENGTH if key in changed]
+    if length:
+        told = _other_course(checkpoint, now)
+        for key in length:
+            if told is None:
+                del changed[key]
+            else:
+                changed[key] += f" ({told})"
     named = {key: [name for name in allow if _names(name, key)] for key in changed}
     refused = {key: change for key, change in changed.items() if not named[key]}
     if refused:
@@ -71,6 +84,30 @@ def refuse_changes(
             hint=f"the changes are {', '.join(changed)}" if changed else "leave it out",
         )
     return [f"{key}: {change}" for key, change in changed.items()]
+
+
+def _other_course(checkpoint: Checkpoint, now: dict[str, Any]) -> str | None:
+    """What jumps at this step, where a training that had begun with the recipe of `now` would have come here another way.
+
+    A rate that had run down to nothing and jumps up again undoes what running down brought; the curriculum of frame rates
+    moves with the share of the steps that is done.
+    """
+    new = StageTraining.model_validate_json(json.dumps(now["training"]))
+    old = new.model_copy(update={k: checkpoint.manifest["training"][k] for k in ("steps", "decay")})
+    step, told = checkpoint.step, []
+    if any(learning_rate(s, old) != learning_rate(s, new) for s in (step // 2, max(0, step - 1))):
+        was, will = learning_rate(step, old), learning_rate(step, new)
+        told.append(
+            f"at step {step} the rate had come to {was:.3g} of the full one, it would go on at {will:.3g}"
+        )
+    video = get_stage(str(checkpoint.manifest["stage"])).data == "video"
+    if video and step and new.fps.start != new.fps.end and old.steps != new.steps:
+        was, will = (min(1.0, step / config.steps) for config in (old, new))
+        if was != will:
+            told.append(
+                f"the curriculum of frame rates was {was:.0%} through, it would go on from {will:.0%}"
+            )
+    return ", ".join(told) or None
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

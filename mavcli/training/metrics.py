@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from mavcli.errors import DiskError, RecipeError
 from mavcli.files import append_line, write_text
 
+T = TypeVar("T")
 _FPS_EDGES = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0, 24.0, 30.0, float("inf"))
 
 
@@ -34,8 +36,9 @@ class Metrics:
         self._board = _open_board(folder / "tensorboard", start) if tensorboard else None
 
     def write(self, *, step: int, **values: float | dict[str, int]) -> None:
-        """One line; numbers go to TensorBoard too."""
-        append_line(self.path, json.dumps({"step": step, **values, "time": round(time.time(), 1)}))
+        """One line; numbers go to TensorBoard too. A number that is not finite is `null`: JSON has no word for it."""
+        told = {"step": step, **{k: finite(v) for k, v in values.items()}, "time": round(time.time(), 1)}
+        append_line(self.path, json.dumps(told, allow_nan=False))
         if self._board is not None:
             for name, value in values.items():
                 if not isinstance(value, dict):
@@ -67,6 +70,11 @@ class Metrics:
                 f"cannot write {self.path}: {error.strerror or error}",
                 hint="free some space or permit writing there, or choose another folder with `--out`",
             ) from error
+
+
+def finite(value: T) -> T | None:
+    """`value`, or None for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _open_board(folder: Path, start: int) -> Any:

@@ -67,7 +67,7 @@ def test_what_a_training_started_from_may_be_gone_when_it_goes_on(family, train,
     sets = [f"train.stages.sr_h.start={start}"]
     train("sr_h", tmp_path, *sets)
     start.unlink()
-    train("sr_h", tmp_path, *sets, "train.defaults.steps=4")
+    train("sr_h", tmp_path, *sets, "train.defaults.steps=4", allow=["steps"])
     header = read_header(tmp_path / "weights" / "sr_h.safetensors")
     assert [(p.role, p.step) for p in header.parents] == [("sr_h", 3)] and header.step == 4
 
