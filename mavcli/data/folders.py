@@ -19,6 +19,8 @@ from mavcli.report import Report, Silent
 HELD_OUT_SHARE = 0.05
 FEWEST_FILES = 20
 """A folder with fewer files sets none aside: it needs them all."""
+FEWEST_PAIRS = 8
+"""So many pairs are set aside at least, where they are no more than a fifth: CLIP's loss compares them with each other."""
 
 Folder = ImageFolder | PairFolder | VideoFolder
 
@@ -107,12 +109,16 @@ class FolderSource:
         return line + redrawn_words(self._redrawn)
 
 
-def set_aside(digests: Iterable[str]) -> set[int]:
-    """Indices of the files (by SHA-256) that fall in the held-out share, at least one; none of a small folder."""
+def set_aside(digests: Iterable[str], *, fewest: int = 1) -> set[int]:
+    """Indices of the files (by SHA-256) that fall in the held-out share; none of a small folder.
+
+    At least `fewest` different ones, or a fifth where that is less.
+    """
     shares = [int(digest[:16], 16) / 2**64 for digest in digests]
-    if len(set(shares)) < FEWEST_FILES:
+    different = sorted(set(shares))
+    if len(different) < FEWEST_FILES:
         return set()
-    edge = max(HELD_OUT_SHARE, min(shares))
+    edge = max(HELD_OUT_SHARE, different[min(fewest, len(different) // 5) - 1])
     return {i for i, share in enumerate(shares) if share <= edge}
 
 

@@ -28,20 +28,46 @@ from mavcli.models.unet import UNet
 from mavcli.recipe.schema import SuperResPart
 from mavcli.training.conditioning import masked_video
 from mavcli.training.draws import Draws
-from mavcli.training.stage import Batch, Task
+from mavcli.training.stage import Batch, Task, pair_keys
 
 
 def clip_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:
-    """Symmetric cross entropy over the pictures and captions of all processes (CLIP, arXiv 2103.00020, figure 3)."""
+    """InfoNCE over the pictures and captions of all processes (CLIP, arXiv 2103.00020, figure 3), copies left out.
+
+    With s_ij = scale * cos(picture i, caption j), and N(i) the rows whose picture and caption both differ from those of i,
+
+        loss_i = ( log sum_j exp s_ij + log sum_j exp s_ji ) / 2 - s_ii,   j in {i} and N(i)
+
+    A copy of i is another right answer, so it is no negative; where nothing is a copy this is CLIP's own loss. A row that has
+    none but copies beside it says nothing: its loss is 0.
+    """
     network = task.network
     image = network.encode_image(_first_pictures(task, batch))  # type: ignore[operator]
     text = network.encode_text(list(batch.captions)).embedding  # type: ignore[operator]
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)  # the loss is one of angles
     scale = network.logit_scale.clamp(max=100.0)  # type: ignore[operator]
     target = torch.arange(batch.first, batch.first + len(image), device=image.device)
-    by_image = F.cross_entropy(scale * image @ task.group.rows(text).T, target, reduction="none")
-    by_text = F.cross_entropy(scale * text @ task.group.rows(image).T, target, reduction="none")
-    return (by_image + by_text) / 2
+    copies = _copies(task, batch)
+    by_image = (scale * image @ task.group.rows(text).T).masked_fill(copies, -torch.inf)
+    by_text = (scale * text @ task.group.rows(image).T).masked_fill(copies, -torch.inf)
+    losses = F.cross_entropy(by_image, target, reduction="none")
+    return (losses + F.cross_entropy(by_text, target, reduction="none")) / 2
+
+
+def has_negatives(task: Task, batch: Batch) -> Tensor:
+    """(b,) bool: the rows of which `clip_loss` says something, because another row of the step is no copy."""
+    copies = _copies(task, batch)
+    return copies.sum(1) + 1 < copies.shape[1]
+
+
+def _copies(task: Task, batch: Batch) -> Tensor:
+    """(b, rows of all processes) bool: the other rows that have a row's picture or its caption."""
+    keys = batch.keys if batch.keys is not None else pair_keys(batch.pixels, batch.captions)
+    keys = keys.to(task.device)
+    copies = (keys[:, None] == task.group.rows(keys)[None]).any(-1)
+    own = torch.arange(len(keys), device=task.device)
+    copies[own, own + batch.first] = False
+    return copies
 
 
 def prior_loss(task: Task, batch: Batch, draws: Draws) -> Tensor:

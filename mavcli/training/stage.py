@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +27,8 @@ class Batch:
 
     Clips have captions where those tell them (`told_by: caption`), and what is told by its first frame has an empty one.
     `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
-    were drawn again, `sources` which of a mix's sources each row is from.
+    were drawn again, `sources` which of a mix's sources each row is from, `keys` (b, 2) those of `pair_keys` where captions are
+    compared.
     """
 
     pixels: Tensor
@@ -36,6 +38,7 @@ class Batch:
     first: int = 0
     redrawn: Redrawn = field(default=Redrawn())
     sources: tuple[str, ...] = ()
+    keys: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop)."""
@@ -46,7 +49,19 @@ class Batch:
             None if self.known is None else self.known[start:stop],
             self.first + start,
             sources=self.sources[start:stop],
+            keys=None if self.keys is None else self.keys[start:stop],
         )
+
+
+def pair_keys(pixels: Tensor, captions: Sequence[str]) -> Tensor:
+    """(b, 2) int64: a key of each row's pixels and one of its caption, equal where these are."""
+    rows = zip(pixels, captions, strict=True)
+    return torch.tensor([[_key(p.contiguous().numpy().data), _key(c.encode())] for p, c in rows])
+
+
+def _key(data: bytes | memoryview) -> int:
+    digest = hashlib.blake2b(data, digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,8 @@ class Stage:
 
     `parents` are the stages whose weights it starts from, the first that exists; `parent_needed` forbids scratch.
     `needs_clip` says that the frozen towers take part, `fewest` how many samples the loss compares at least.
-    `loss(task, batch, draws)` takes all its randomness from `draws` and returns the loss of each row (b,).
+    `loss(task, batch, draws)` takes all its randomness from `draws` and returns the loss of each row (b,); where it compares
+    rows, `comparable(task, batch)` (b,) says which of them it can say something of.
     """
 
     name: str
@@ -85,6 +101,7 @@ class Stage:
     network: Callable[[Recipe], ClipSpec | PriorSpec | UNetSpec]
     loss: Callable[[Task, Batch, Draws], Tensor]
     size: Callable[[Recipe], int]
+    comparable: Callable[[Task, Batch], Tensor] | None = None
     preview: Callable[[Task, Batch, torch.Generator], Tensor] | None = None
     parents: tuple[str, ...] = ()
     parent_needed: bool = False

@@ -51,6 +51,7 @@ STAGES: dict[str, Stage] = {
             network=lambda r: r.cascade.clip.network,
             size=lambda r: r.cascade.clip.network.image_size,
             loss=losses.clip_loss,
+            comparable=losses.has_negatives,
             fewest=2,
         ),
         Stage(

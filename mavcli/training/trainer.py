@@ -181,16 +181,22 @@ class Trainer:
             self.network.train()
 
     def held_out_loss(self, batches: Batches) -> float:
-        """Mean loss of the averaged network on samples that training never draws, always the same."""
+        """Mean loss of the averaged network on samples that training never draws, always the same.
+
+        NaN where the stage compares rows and none of these has another to be compared with.
+        """
         total = torch.zeros(2)
         with self.averaged():
             for i in range(_HELD_OUT_STEPS):
                 batch = batches[i]
                 draws = self.draws(i, batch, held_out=True)
                 losses = self.layout.run(self.stage.loss, self.task, batch, draws)
-                total += torch.stack([losses.sum().cpu(), torch.tensor(float(len(losses)))])
+                told = torch.ones_like(losses)
+                if self.stage.comparable is not None:
+                    told = self.stage.comparable(self.task, batch).to(losses)
+                total += torch.stack([(losses * told).sum(), told.sum()]).float().cpu()
         loss, rows = self.group.sum(total)
-        return float(loss / rows)
+        return float(loss / rows) if rows else math.nan
 
     def preview(self, batch: Batch, draw: Callable[[Task, Batch, torch.Generator], Tensor]) -> Tensor:
         """`draw` with the averaged network; with FSDP all processes take part."""
