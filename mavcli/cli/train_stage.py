@@ -134,13 +134,15 @@ def train_stage(
         console.close()
         if not first:
             return
+        from mavcli.training.metrics import finite
+
         console.result(done.weights)
         console.result_object(
             {
                 "stage": done.stage,
                 "step": done.step,
-                "loss": done.loss,
-                "held_out": done.held_out,
+                "loss": finite(done.loss),
+                "held_out": finite(done.held_out),
                 "weights": str(done.weights),
                 "folder": str(done.folder),
             }

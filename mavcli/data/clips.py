@@ -21,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mavcli.data.index import Progress, indexed
-from mavcli.data.places import Place, find_media, media, reasons, used
+from mavcli.data.places import (
+    Place,
+    drawn_slot,
+    find_media,
+    media,
+    reading,
+    reasons,
+    refuse_gone,
+    slots_of,
+    used,
+)
 from mavcli.data.scan import Facts, unpack, unpack_times
 from mavcli.errors import InputError
 from mavcli.media.frames import Fit, Frames, fit
@@ -187,6 +197,7 @@ class VideoFolder:
                 self.rejected[place.name] = source
             else:
                 self.sources.append(source)
+        self._slots, _ = slots_of(range(len(self.sources)))
         if needed and not self.sources:
             raise InputError(
                 f"`{self.root}` holds no usable video: {reasons(self.rejected)}",
@@ -197,10 +208,11 @@ class VideoFolder:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def only(self, clips: Iterable[int]) -> VideoFolder:
-        """The same folder with some of its files, and a cache of its own."""
+    def only(self, clips: Iterable[int | None]) -> VideoFolder:
+        """The same folder with some of its files, and a cache of its own; None is one that is drawn and cannot be read."""
         part = copy.copy(self)
-        part.sources = [self.sources[i] for i in clips]
+        part._slots, kept = slots_of(clips)
+        part.sources = [self.sources[i] for i in kept]
         part._cache = OrderedDict()
         return part
 
@@ -223,7 +235,7 @@ class VideoFolder:
         A pure function of the generator's state and the folder; nothing is decoded. Returns Refused when the rate does
         not fit the file.
         """
-        chosen = int(rng.integers(len(self.sources))) if clip is None else clip
+        chosen = drawn_slot(rng, self._slots) if clip is None else clip
         source = self.sources[chosen]
         if frames == 1:  # a still picture has no rate to meet
             index = np.array([rng.integers(len(source.times))], np.intp)
@@ -249,7 +261,7 @@ class VideoFolder:
 
     def draw_clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int, fit: Fit = "crop",
                   clip: int | None = None) -> Draw | Refused:  # fmt: skip
-        """`plan`, decoded. Raises InputError when the file has changed since it was read."""
+        """`plan`, decoded. Raises Unreadable when the file has changed since it was read."""
         plan = self.plan(rng, frames=frames, fps=fps, clip=clip)
         if isinstance(plan, Refused):
             return plan
@@ -258,14 +270,15 @@ class VideoFolder:
     def draw_fitting(self, rng: np.random.Generator, *, frames: int, fps: float, size: int,
                      fit: Fit = "crop") -> Draw:  # fmt: skip
         """`draw_clip` with the rule for misfits: a rate outside what the drawn file allows moves to the nearer bound; a
-        file that allows none, and one that no longer decodes, is drawn again. `Draw.redrawn` counts all three, and
-        `Draw.fps` is the rate that was used.
+        file that allows none is drawn again. `Draw.redrawn` counts both, and `Draw.fps` is the rate that was used.
 
-        Raises InputError when no file of the folder has `frames` frames of one scene to give, or files keep failing.
+        Raises Unreadable when the drawn file cannot be read any more, InputError when none of the folder has `frames` frames
+        of one scene to give.
         """
         redrawn = Redrawn()
         for _ in range(8 * len(self.sources) + 64):
             plan = self.plan(rng, frames=frames, fps=fps)
+            refuse_gone(self.sources[plan.clip].place)
             if isinstance(plan, Refused) and plan.lowest <= plan.highest:
                 nearer = min(max(fps, plan.lowest), plan.highest)
                 if nearer != fps:
@@ -287,6 +300,10 @@ class VideoFolder:
         return self._pixels(clip, np.asarray(index, np.intp), size, fit)
 
     def _pixels(self, clip: int, index: NDArray[np.intp], size: int, rule: Fit) -> Frames:
+        with reading(self.sources[clip].place):  # one in memory counts as gone too when its file is
+            return self._decoded(clip, index, size, rule)
+
+    def _decoded(self, clip: int, index: NDArray[np.intp], size: int, rule: Fit) -> Frames:
         source = self.sources[clip]
         if len(source.times) * size * size * 3 > self._cache_bytes // 4:  # too long to keep: decode the part
             before = (

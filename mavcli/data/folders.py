@@ -6,7 +6,10 @@ files moves none between the two sides, and copies of one picture are on the sam
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +25,25 @@ FEWEST_FILES = 20
 FEWEST_PAIRS = 8
 """So many pairs are set aside at least, where they are no more than a fifth: CLIP's loss compares them with each other."""
 
+_ID = 16
+"""Hex digits of a file's SHA-256 by which a training knows it again, wherever it lies and whatever its name."""
+
 Folder = ImageFolder | PairFolder | VideoFolder
+
+
+@dataclass(frozen=True)
+class OtherFiles:
+    """What a folder holds beside what a training began with, in numbers of files."""
+
+    kind: str
+    before: int
+    now: int
+    gone: int
+    new: int
+
+    def __str__(self) -> str:
+        noun = {"video": "clips", "pairs": "pairs"}.get(self.kind, "pictures")
+        return f"{self.now} {noun} for {self.before} ({self.gone} gone, {self.new} new)"
 
 
 class FolderSource:
@@ -38,38 +59,65 @@ class FolderSource:
                  report: Report | None = None) -> None:  # fmt: skip
         """`root` is all that `mavcli.data.places.find_media` knows; `keep_bytes` bounds what of it is kept on disk;
         samples are counted under `name`, the folder's own unless it is given."""
-        whole: Folder
+        self.kind = kind
         progress = _telling(report or Silent(), root)
         if kind == "video":
-            whole = VideoFolder(root, leave_out=leave_out, keep_bytes=keep_bytes, progress=progress)
-            digests = [source.sha256 for source in whole.sources]
+            self._whole: Folder = VideoFolder(
+                root, leave_out=leave_out, keep_bytes=keep_bytes, progress=progress
+            )
+            ids = [source.sha256[:_ID] for source in self._whole.sources]
         elif kind == "pairs":
-            whole = PairFolder(root, keep_bytes=keep_bytes, progress=progress)
-            digests = [pair.picture.sha256 for pair in whole.pairs]
+            self._whole = PairFolder(root, keep_bytes=keep_bytes, progress=progress)
+            ids = [pair.picture.sha256[:_ID] + _brief_digest(pair.caption) for pair in self._whole.pairs]
         else:
-            whole = ImageFolder(root, keep_bytes=keep_bytes, progress=progress)
-            digests = [picture.sha256 for picture in whole.pictures]
-        if whole.note is not None and report is not None:
-            report.warning(whole.note)
+            self._whole = ImageFolder(root, keep_bytes=keep_bytes, progress=progress)
+            ids = [picture.sha256[:_ID] for picture in self._whole.pictures]
+        if self._whole.note is not None and report is not None:
+            report.warning(self._whole.note)
         self.names = (name or root.rstrip("/").rsplit("/", 1)[-1],)
-        self._used = whole.used
+        self._used = self._whole.used
         self._redrawn = Redrawn()
-        aside = set_aside(digests)
+        self._lay(ids, list(range(len(ids))))
+
+    def _lay(self, order: list[str], files: Sequence[int | None]) -> None:
+        """Draw from `files` of the whole folder, which are called `order`, but for those that are set aside."""
+        self.order, self._files = order, files
+        aside = set_aside(order, fewest=FEWEST_PAIRS if self.kind == "pairs" else 1)
         self._split = bool(aside)
-        self._folder = whole.only(i for i in range(len(digests)) if i not in aside)
-        self._aside = whole.only(sorted(aside)) if aside else self._folder
+        self._folder = self._whole.only(file for i, file in enumerate(files) if i not in aside)
+        self._aside = self._whole.only(files[i] for i in sorted(aside)) if aside else self._folder
+
+    @property
+    def readable(self) -> int:
+        """How many of the files in `order` are there."""
+        return sum(file is not None for file in self._files)
+
+    def keep_order(self, order: Sequence[str]) -> OtherFiles | None:
+        """Draw as a training does that began with the files `order`: what is gone leaves a gap, what is new comes last.
+
+        So a file that is gone changes no draw but its own. Where less than half is left, all is laid anew. Returns what is
+        another than it was, None where nothing is.
+        """
+        here: dict[str, list[int]] = {}
+        for i, name in enumerate(self.order):
+            here.setdefault(name, []).append(i)
+        files: list[int | None] = [here[name].pop(0) if here.get(name) else None for name in order]
+        new = sorted(i for rest in here.values() for i in rest)
+        gone = files.count(None)
+        if not gone and not new and files == list(range(len(files))):
+            return None
+        own = self.order
+        if 2 * gone <= len(files):
+            self._lay([*order, *(own[i] for i in new)], [*files, *new])
+        return OtherFiles(self.kind, len(order), len(own), gone, len(new)) if gone or new else None
+
+    def folders(self) -> tuple[FolderSource, ...]:
+        return (self,)
 
     def held_out(self) -> FolderSource:
         """The files that training never draws from; all of them when the folder is too small to set any aside."""
-        other = FolderSource.__new__(FolderSource)
-        other.names = self.names
-        other._used, other._split, other._folder, other._aside, other._redrawn = (
-            self._used,
-            self._split,
-            self._aside,
-            self._folder,
-            Redrawn(),
-        )
+        other = copy.copy(self)
+        other._folder, other._aside, other._redrawn = self._aside, self._folder, Redrawn()
         return other
 
     def of(self, rng: np.random.Generator, *, still: bool = False) -> FolderSource:
@@ -120,6 +168,10 @@ def set_aside(digests: Iterable[str], *, fewest: int = 1) -> set[int]:
         return set()
     edge = max(HELD_OUT_SHARE, different[min(fewest, len(different) // 5) - 1])
     return {i for i, share in enumerate(shares) if share <= edge}
+
+
+def _brief_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _telling(report: Report, root: str) -> Progress:

@@ -32,6 +32,22 @@ class DrawnClip:
     """How often it was drawn again; whoever consumes the clip hands it to `Source.count`."""
 
 
+class Files(Protocol):
+    """The files of one folder, in the order in which draws number them: `order` names them by content.
+
+    `readable` of them were there when the folder was read.
+    """
+
+    order: list[str]
+
+    @property
+    def readable(self) -> int: ...
+
+    def keep_order(self, order: Sequence[str]) -> object | None:
+        """Draw as a training does that began with the files `order`; what is another than it was, in words, or None."""
+        ...
+
+
 class Source(Protocol):
     """Draws training samples of `size` x `size` pixels; equal generators give equal samples.
 
@@ -58,6 +74,10 @@ class Source(Protocol):
 
     def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
         """A clip without any words."""
+        ...
+
+    def folders(self) -> Sequence[Files]:
+        """The folders of files that there is to draw from, in an order that the recipe decides."""
         ...
 
     def held_out(self) -> Source:
@@ -140,6 +160,9 @@ class WorldSource:
         start = float(rng.uniform(0.0, 1.0))
         return DrawnClip(world.render_clip(scene, fps=fps, frames=frames, size=size, start=start), fps)
 
+    def folders(self) -> Sequence[Files]:
+        return ()
+
     def held_out(self) -> WorldSource:
         """Itself: a world without end has no files to set aside, held-out samples have generators of their own."""
         return self
@@ -193,6 +216,9 @@ class WithStills:
     def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
         return self.clips.clip(rng, frames=frames, fps=fps, size=size)
 
+    def folders(self) -> Sequence[Files]:
+        return (*self.clips.folders(), *self.stills.folders())
+
     def held_out(self) -> WithStills:
         return WithStills(self.clips.held_out(), self.stills.held_out())
 
@@ -227,6 +253,9 @@ class Mix:
 
     def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
         return self.of(rng).clip(rng, frames=frames, fps=fps, size=size)
+
+    def folders(self) -> Sequence[Files]:
+        return [folder for source in self.sources for folder in source.folders()]
 
     def held_out(self) -> Mix:
         """The held-out samples of all, with the same shares."""
@@ -320,8 +349,12 @@ def _names(folders: Sequence[Folder]) -> list[str]:
 
 
 def batch_generator(
-    seed: int, *, stage: str, step: int, index: int, held_out: bool = False
+    seed: int, *, stage: str, step: int, index: int, held_out: bool = False, attempt: int = 0
 ) -> np.random.Generator:
-    """The generator of one sample; held-out samples come from a stream of their own."""
+    """The generator of one sample; held-out samples come from a stream of their own.
+
+    A sample whose file cannot be read is drawn anew, all of it, by the generator of the next attempt: what takes its place is
+    a function of (seed, stage, step, index) and of which files are gone, not of when they went.
+    """
     key = [seed, zlib.crc32(stage.encode()), int(held_out), step, index]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, attempt] if attempt else key)))

@@ -16,7 +16,19 @@ import numpy as np
 
 from mavcli.data.captions import MAX_TEXT, TEXT_FILES, BadTextError, caption_in, captioned
 from mavcli.data.index import Progress, indexed
-from mavcli.data.places import IMAGES, Listing, Place, find_media, is_url, media, reasons, used
+from mavcli.data.places import (
+    IMAGES,
+    Listing,
+    Place,
+    drawn_slot,
+    find_media,
+    is_url,
+    media,
+    reading,
+    reasons,
+    slots_of,
+    used,
+)
 from mavcli.data.tables import TABLES, Table
 from mavcli.errors import InputError
 from mavcli.media.frames import Fit, Frames, fit
@@ -73,16 +85,18 @@ class ImageFolder:
         """Name -> why the file is not used."""
         known, self.note = _pictures(listing.root, listing.places, self.rejected, keep_bytes, progress, again)
         self.pictures = list(known.values())
+        self._slots, _ = slots_of(range(len(self.pictures)))
         if needed:
             _refuse_empty(self.root, len(self.pictures), self.rejected, "image", "train.data.image")
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def only(self, images: Iterable[int]) -> ImageFolder:
-        """The same folder with some of its images."""
+    def only(self, images: Iterable[int | None]) -> ImageFolder:
+        """The same folder with some of its images; None is one that is drawn and cannot be read."""
         part = copy.copy(self)
-        part.pictures = [self.pictures[i] for i in images]
+        part._slots, kept = slots_of(images)
+        part.pictures = [self.pictures[i] for i in kept]
         return part
 
     @property
@@ -91,8 +105,11 @@ class ImageFolder:
         return used(len(self.pictures), self.rejected, "images", self.root)
 
     def draw(self, rng: np.random.Generator, *, size: int, fit: Fit = "crop") -> Frames:
-        """One image, drawn uniformly: uint8 (size, size, 3). A pure function of the generator's state and the folder."""
-        return _fitted(self.pictures[int(rng.integers(len(self.pictures)))], size, fit)
+        """One image, drawn uniformly: uint8 (size, size, 3). A pure function of the generator's state and the folder.
+
+        Raises Unreadable where the drawn one cannot be read any more.
+        """
+        return _fitted(self.pictures[drawn_slot(rng, self._slots)], size, fit)
 
 
 class PairFolder:
@@ -130,6 +147,7 @@ class PairFolder:
         )
         self.pairs = [Pair(known[place.name], caption) for place, caption in named if place.name in known]
         """In the order of the tables, or of the names."""
+        self._slots, _ = slots_of(range(len(self.pairs)))
         if needed:
             if not self.pairs and every and not tables:
                 raise every[0].misfit()
@@ -140,10 +158,11 @@ class PairFolder:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def only(self, pairs: Iterable[int]) -> PairFolder:
-        """The same folder with some of its pairs."""
+    def only(self, pairs: Iterable[int | None]) -> PairFolder:
+        """The same folder with some of its pairs; None is one that is drawn and cannot be read."""
         part = copy.copy(self)
-        part.pairs = [self.pairs[i] for i in pairs]
+        part._slots, kept = slots_of(pairs)
+        part.pairs = [self.pairs[i] for i in kept]
         return part
 
     @property
@@ -153,12 +172,13 @@ class PairFolder:
 
     def draw(self, rng: np.random.Generator, *, size: int, fit: Fit = "crop") -> tuple[Frames, str]:
         """One pair, drawn uniformly: uint8 (size, size, 3) and its caption. As `ImageFolder.draw`."""
-        pair = self.pairs[int(rng.integers(len(self.pairs)))]
+        pair = self.pairs[drawn_slot(rng, self._slots)]
         return _fitted(pair.picture, size, fit), pair.caption
 
 
 def _fitted(picture: Picture, size: int, rule: Fit) -> Frames:
-    return fit(picture.pixels(), size, rule=rule)
+    with reading(picture.place):
+        return fit(picture.pixels(), size, rule=rule)
 
 
 def _pictures(root: str, places: list[Place], rejected: dict[str, str], keep_bytes: int,

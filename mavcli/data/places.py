@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from mavcli.errors import InputError
 from mavcli.media.image import describe, hint_for
@@ -55,6 +58,58 @@ class Place:
     @property
     def remote(self) -> bool:
         return is_url(self.path)
+
+
+class Unreadable(InputError):
+    """A file that was drawn from cannot be read any more. `name` is its own, empty where that was known before.
+
+    Whoever draws samples draws another one.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"`{name}` cannot be read any more: {why}")
+        self.name, self.why = name, why
+
+
+Slots = Sequence[int | None]
+"""What is drawn from: numbers of files, and None for those that a training began with and that are gone since."""
+
+
+def slots_of(files: Iterable[int | None]) -> tuple[Slots, list[int]]:
+    """The slots of a part of a folder, whose own numbers begin at 0, and the numbers that its files had in the whole."""
+    slots: list[int | None] = []
+    kept: list[int] = []
+    for file in files:
+        slots.append(None if file is None else len(kept))
+        if file is not None:
+            kept.append(file)
+    return slots, kept
+
+
+def drawn_slot(rng: np.random.Generator, slots: Slots) -> int:
+    """The number of a file, drawn uniformly. Raises Unreadable for one that is gone."""
+    file = slots[int(rng.integers(len(slots)))]
+    if file is None:
+        raise Unreadable("", "it was gone when the training went on")
+    return file
+
+
+def refuse_gone(place: Place) -> None:
+    """Raises Unreadable where the file is not there any more."""
+    if not place.remote and not Path(place.path).exists():
+        raise Unreadable(place.name, "it is gone")
+
+
+@contextmanager
+def reading(place: Place) -> Iterator[None]:
+    """Read a place's file that decoded before. Raises Unreadable."""
+    refuse_gone(place)
+    try:
+        yield
+    except InputError as error:
+        raise Unreadable(place.name, error.message) from error
+    except OSError as error:
+        raise Unreadable(place.name, (error.strerror or str(error)).lower()) from error
 
 
 @dataclass

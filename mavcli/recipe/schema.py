@@ -183,6 +183,13 @@ class Data(Spec):
     leave_out: tuple[Literal["static", "duplicate"], ...] = Field(
         (), description="videos that train nothing though they decode; `mav data check` lists them"
     )
+    max_lost: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the files that may vanish or go bad while a training runs, one in any case: they are left out, "
+        "other samples take their place; more of them, or with 0 any, end it when its state is saved",
+    )
     keep_gb: float = Field(
         20.0, ge=0, description="shards behind URLs stay on disk up to this; others are read by range"
     )

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from mavcli.data.clips import Redrawn
 from mavcli.data.loader import DrawnClip, Source, WorldSource, batch_generator, open_source
+from mavcli.data.places import Unreadable
+from mavcli.errors import InputError
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.recipe.schema import Recipe
 from mavcli.report import Report
 from mavcli.training.conditioning import draw_fps, draw_known
-from mavcli.training.stage import Batch, Stage
+from mavcli.training.stage import Batch, Stage, pair_keys
 
 STILL_FPS = 240.0
 """The frame rate that a clip without any motion is told to have: far above those of video."""
+
+
+_ATTEMPTS = 256
+"""To draw a sample whose file can be read: if half of all are gone, all of these fail once in 10^77."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample: frames (f, h, w, 3) uint8, and of a clip its rate and which frames (f,) are known."""
+
+    frames: np.ndarray
+    sources: tuple[str, ...]
+    fps: float | None = None
+    known: np.ndarray | None = None
+    caption: str | None = None
+    redrawn: Redrawn = field(default=Redrawn())
 
 
 def stage_source(stage: Stage, loaded: LoadedRecipe, *, report: Report | None = None) -> Source:
@@ -56,80 +75,111 @@ class Batches(Dataset[Batch]):
         self.config = recipe.stage(stage.name)
         self.count = self.config.batch_size // processes
         self.first = rank * self.count
+        self.lost: dict[str, str] = {}
+        """Files that were drawn in this process and could not be read, with the reason."""
 
     def __len__(self) -> int:
         return self.config.steps
 
     def __getitem__(self, step: int) -> Batch:
+        """Raises InputError where no file can be read any more."""
         stage, config = self.stage, self.config
         size = config.crop or stage.size(self.recipe)
-        rngs = [
-            batch_generator(
-                self.recipe.train.seed, stage=stage.name, step=step, index=i, held_out=self.held_out
-            )
-            for i in range(self.first, self.first + self.count)
-        ]
+        lost: dict[str, str] = {}
+        samples = range(self.first, self.first + self.count)
         if stage.data == "video" and not self._is_still(step):
-            return self._video(rngs, step, size)
-        if stage.data == "pairs":
-            sources = [self.source.of(rng, still=True) for rng in rngs]
-            pairs = [source.pair(rng, size) for source, rng in zip(sources, rngs, strict=True)]
-            return Batch(
-                _stack([p[0][None] for p in pairs]),
-                captions=tuple(p[1] for p in pairs),
-                first=self.first,
-                sources=_names(sources),
-            )
-        if stage.data == "video":  # stills: as many pictures as a batch of clips has frames
-            rngs = [g for rng in rngs for g in rng.spawn(config.frames)]
-            known = torch.zeros(len(rngs), 1, dtype=torch.bool) if stage.masks else None
-            return self._pictures(rngs, size, known=known, first=self.first * config.frames)
-        return self._pictures(rngs, size, known=None, first=self.first)
-
-    def _pictures(
-        self, rngs: list[np.random.Generator], size: int, *, known: torch.Tensor | None, first: int
-    ) -> Batch:
-        full = self.stage.size(self.recipe)
-        sources = [self.source.of(rng, still=True) for rng in rngs]
-        pictures = [source.image(rng, full)[None] for source, rng in zip(sources, rngs, strict=True)]
-        cut = [_crop(picture, size, rng) for picture, rng in zip(pictures, rngs, strict=True)]
-        return Batch(_stack(cut), known=known, first=first, sources=_names(sources))
-
-    def _video(self, rngs: list[np.random.Generator], step: int, size: int) -> Batch:
-        config, stage = self.config, self.stage
-        progress = min(1.0, step / max(1, config.steps))
-        full = stage.size(self.recipe)
-        clips, fps, known, captions, redrawn = [], [], [], [], Redrawn()
-        sources = []
-        captioned = stage.told_by_captions(self.recipe)
-        for rng in rngs:
-            wanted = draw_fps(rng, config.fps, progress)
-            caption = ""
-            still = bool(config.still_clips) and rng.random() < config.still_clips
-            source = self.source.of(rng, still=still)
-            if still:
-                clip = self._still_clip(source, rng, full)
-            elif captioned:
-                assert isinstance(source, WorldSource)  # `check_stage` lets no other come here
-                clip, caption = source.captioned_clip(rng, frames=config.frames, fps=wanted, size=full)
-            else:
-                clip = source.clip(rng, frames=config.frames, fps=wanted, size=full)
-            sources.append(source)
-            clips.append(_crop(clip.frames, size, rng))
-            fps.append(clip.fps)
-            captions.append(caption)
-            redrawn += clip.redrawn
-            if stage.masks:
-                known.append(draw_known(rng, config.masks, config.frames))
+            rows = [
+                self._row(lambda rng: self._clip(rng, step, size), self._generators(step, i), lost)
+                for i in samples
+            ]
+        elif stage.data == "video":  # stills: as many pictures as a batch of clips has frames
+            rows = [
+                self._row(lambda rng: self._picture(rng, size), generators, lost)
+                for i in samples
+                for generators in self._spawned(step, i)
+            ]
+        else:
+            draw = self._pair if stage.data == "pairs" else self._picture
+            rows = [self._row(lambda rng: draw(rng, size), self._generators(step, i), lost) for i in samples]
+        self.lost |= lost
+        moving = rows[0].fps is not None
+        captions = tuple(row.caption for row in rows if row.caption is not None)
+        known = [row.known for row in rows if row.known is not None]
+        pixels = torch.from_numpy(np.stack([row.frames for row in rows]))
         return Batch(
-            _stack(clips),
-            captions=tuple(captions) if captioned else (),
-            fps=torch.tensor(fps),
+            pixels,
+            captions=captions,
+            fps=torch.tensor([row.fps for row in rows]) if moving else None,
             known=torch.from_numpy(np.stack(known)) if known else None,
-            first=self.first,
-            redrawn=redrawn,
-            sources=_names(sources),
+            first=self.first * len(rows) // self.count,
+            redrawn=sum((row.redrawn for row in rows), Redrawn()),
+            sources=tuple(name for row in rows for name in row.sources),
+            keys=pair_keys(pixels, captions) if stage.comparable is not None else None,
+            lost=tuple(lost.items()),
         )
+
+    def _generators(self, step: int, index: int) -> Callable[[int], np.random.Generator]:
+        """The generator of a sample's every attempt."""
+        seed, stage, held_out = self.recipe.train.seed, self.stage.name, self.held_out
+        return lambda attempt: batch_generator(
+            seed, stage=stage, step=step, index=index, held_out=held_out, attempt=attempt
+        )
+
+    def _spawned(self, step: int, index: int) -> Iterator[Callable[[int], np.random.Generator]]:
+        """The same for each of the stills that stand for one clip."""
+        generators = self._generators(step, index)
+        spawned = functools.cache(lambda attempt: generators(attempt).spawn(self.config.frames))
+        for number in range(self.config.frames):
+            yield lambda attempt, number=number: spawned(attempt)[number]  # type: ignore[misc]
+
+    def _row(
+        self,
+        draw: Callable[[np.random.Generator], _Row],
+        generators: Callable[[int], np.random.Generator],
+        lost: dict[str, str],
+    ) -> _Row:
+        """What `draw` makes with the first generator that meets a file which can be read; the others' go to `lost`."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return draw(generators(attempt))
+            except Unreadable as error:
+                if error.name:
+                    lost[error.name] = error.why
+        name, why = next(iter(lost.items()), ("", "none of the files that it began with is there"))
+        raise InputError(
+            f"of {_ATTEMPTS} draws in a row none met a file that can be read"
+            + (f": `{name}`: {why}" if name else f": {why}"),
+            hint="see that the folder of the training data is there and can be read",
+        )
+
+    def _picture(self, rng: np.random.Generator, size: int) -> _Row:
+        source = self.source.of(rng, still=True)
+        picture = source.image(rng, self.stage.size(self.recipe))[None]
+        known = np.zeros(1, dtype=bool) if self.stage.masks else None
+        return _Row(_crop(picture, size, rng), source.names, known=known)
+
+    def _pair(self, rng: np.random.Generator, size: int) -> _Row:
+        source = self.source.of(rng, still=True)
+        picture, caption = source.pair(rng, size)
+        return _Row(picture[None], source.names, caption=caption)
+
+    def _clip(self, rng: np.random.Generator, step: int, size: int) -> _Row:
+        config, stage = self.config, self.stage
+        full = stage.size(self.recipe)
+        wanted = draw_fps(rng, config.fps, min(1.0, step / max(1, config.steps)))
+        caption = "" if stage.told_by_captions(self.recipe) else None
+        still = bool(config.still_clips) and rng.random() < config.still_clips
+        source = self.source.of(rng, still=still)
+        if still:
+            clip = self._still_clip(source, rng, full)
+        elif caption is not None:
+            assert isinstance(source, WorldSource)  # `check_stage` lets no other come here
+            clip, caption = source.captioned_clip(rng, frames=config.frames, fps=wanted, size=full)
+        else:
+            clip = source.clip(rng, frames=config.frames, fps=wanted, size=full)
+        frames = _crop(clip.frames, size, rng)
+        known = draw_known(rng, config.masks, config.frames) if stage.masks else None
+        return _Row(frames, source.names, clip.fps, known, caption, clip.redrawn)
 
     def _still_clip(self, source: Source, rng: np.random.Generator, size: int) -> DrawnClip:
         picture = source.image(rng, size)
@@ -139,14 +189,6 @@ class Batches(Dataset[Batch]):
         """Whether a video stage sees pictures at this step: a share of the steps, evenly spread."""
         share = self.config.image_batch
         return int((step + 1) * share) > int(step * share)
-
-
-def _names(sources: Sequence[Source]) -> tuple[str, ...]:
-    return tuple(name for source in sources for name in source.names)
-
-
-def _stack(frames: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(frames))
 
 
 def _crop(frames: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

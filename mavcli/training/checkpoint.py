@@ -10,11 +10,12 @@ There is no random state to keep: every draw is a function of (seed, stage, step
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ SCHEMA = 3
 _READABLE = (2, SCHEMA)
 _NAME = re.compile(r"step-(\d{7,})")
 _STATE, _SHARDS, _PICKLE = "state.safetensors", "shards", "shards/.metadata"
+_FILES = "files.json"
 _SHARES = "shares"  # key in the metadata of a shard
 
 
@@ -107,6 +109,11 @@ class Checkpoint:
                         targets[name] = torch.zeros(share.shape, dtype=dtype)
         self.read_into(targets)
         return targets
+
+    def files(self) -> list[list[str]]:
+        """The files that the training began with, of each folder, as `FolderSource.order` names them; nothing of an older mav."""
+        path = self.path / _FILES
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def _read_shards(self, targets: dict[str, Tensor]) -> None:
         """Copy the rows that this process holds of each tensor, whichever files they are in."""
@@ -184,9 +191,14 @@ def _first_row(tensor: Tensor) -> int:
 
 
 def save_checkpoint(
-    folder: Path, tensors: Mapping[str, Tensor], manifest: dict[str, Any], *, group: Group | None = None
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    manifest: dict[str, Any],
+    *,
+    files: Sequence[Sequence[str]] = (),
+    group: Group | None = None,
 ) -> Path:
-    """Write `folder/step-NNNNNNN` and prune all but the newest two; `manifest["step"]` names it.
+    """Write `folder/step-NNNNNNN` and prune all but the newest two; `manifest["step"]` names it, `files` is what it trains on.
 
     Every process of `group` calls this. Raises DivergedError for tensors that are not finite, DiskError when there is no
     room; the older ones stay.
@@ -205,7 +217,9 @@ def save_checkpoint(
             _together(group, folder, lambda: _write_shard(staging / _SHARDS, tensors, group))
         whole = {} if sharded else tensors
         if group.first:
-            _together(group, folder, lambda: _commit(folder, staging, final, whole, manifest, group.world))
+            told = json.dumps(list(files)) if files else None
+            commit = functools.partial(_commit, folder, staging, final, whole, manifest, told, group.world)
+            _together(group, folder, commit)
         else:
             group.agree()
     finally:
@@ -333,8 +347,11 @@ def _commit(
     final: Path,
     tensors: Mapping[str, Tensor],
     manifest: dict[str, Any],
+    data: str | None,
     world: int,
 ) -> None:
+    if data is not None:
+        (staging / _FILES).write_text(data, encoding="utf-8")
     if tensors:
         _write_tensors(staging / _STATE, tensors, {})
     files = sorted(file for file in staging.rglob("*") if file.is_file())

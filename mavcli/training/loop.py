@@ -6,24 +6,36 @@ keep is the network, its moving average, the optimiser and one integer.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
 from filelock import FileLock, Timeout
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mavcli.data.clips import Redrawn
 from mavcli.data.loader import Source
 from mavcli.engine.backend import Backend
-from mavcli.errors import DiskError, DivergedError, Interrupted, RecipeError, UsageError, WeightsError
+from mavcli.errors import (
+    DiskError,
+    DivergedError,
+    InputError,
+    Interrupted,
+    MavError,
+    OutOfMemoryError,
+    RecipeError,
+    UsageError,
+    WeightsError,
+)
 from mavcli.media.frames import to_uint8
 from mavcli.media.image import write_png
 from mavcli.recipe.load import LoadedRecipe
@@ -33,7 +45,7 @@ from mavcli.training.batches import Batches, stage_source
 from mavcli.training.checkpoint import Checkpoint, newest_checkpoint, remove_stale, save_checkpoint
 from mavcli.training.distributed import Group
 from mavcli.training.identity import identity, refuse_changes
-from mavcli.training.metrics import Metrics
+from mavcli.training.metrics import Metrics, finite
 from mavcli.training.optim import learning_rate
 from mavcli.training.previews import grid
 from mavcli.training.stage import Batch, Stage
@@ -92,6 +104,7 @@ def train_stage(
         recorded = None
         if checkpoint is not None:
             recorded = [Parent.model_validate(parent) for parent in checkpoint.manifest["parents"]]
+            _keep_files(source, checkpoint, report)
         task, parents = build_task(
             stage, recipe, backend=backend, group=group, recorded=recorded, again=source.repeats
         )
@@ -153,13 +166,21 @@ class _Run:
         self.drawn = torch.zeros(len(source.names), dtype=torch.int64)
         """Samples of each of a mix's sources, of all processes, in this run."""
         self.step, self.bad = 0, 0
+        self.saved: int | None = None
+        """The step of the newest checkpoint; none is made in a streak of `bad` steps that were not finite."""
+        self.due = False
+        self.lost: dict[str, str] = {}
+        """Files that could not be read in this run, of all processes, with the reason."""
+        self.files = sum(folder.readable for folder in source.folders())
+        self.meaningless = False
         self.loss = self.held_out = float("nan")
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`; weights that a kill kept from being exported are exported now."""
+        """Go on from `checkpoint`; weights that a kill kept from being exported are exported now, later ones stay."""
         self.trainer.load(checkpoint)
-        self.step, self.bad = checkpoint.step, int(checkpoint.manifest["bad_steps"])
-        self.loss, self.held_out = self.trainer.smooth, float(checkpoint.manifest["held_out"])
+        self.step = self.saved = checkpoint.step
+        held_out = checkpoint.manifest["held_out"]
+        self.loss, self.held_out = self.trainer.smooth, math.nan if held_out is None else float(held_out)
         self.report.message(f"resumed {checkpoint.path} at step {self.step} of {self.config.steps}")
         exported = 0
         if self.group.first:
@@ -167,14 +188,14 @@ class _Run:
                 exported = read_header(trained_path(self.recipe, self.stage.name)).step
             except WeightsError:
                 exported = -1
-        if self.group.largest(int(exported != self.step and self.group.first)):
+        if self.group.largest(int(exported < self.step and self.group.first)):
             self.export()
 
     def go(self, *, workers: int) -> None:
-        """Train to the last step; raises Interrupted when a signal arrives in any process."""
+        """Train to the last step; raises Interrupted when a signal arrives in any process, and as `_next`."""
         config, group = self.config, self.group
         loader = DataLoader(
-            self.batches,
+            _Delivered(self.batches),
             sampler=range(self.step, config.steps),
             batch_size=None,
             num_workers=workers,
@@ -189,9 +210,13 @@ class _Run:
         seen, since = self.step, time.monotonic()
         mine = torch.zeros_like(self.drawn)
         with _stop_requested() as received:
-            for step, batch in enumerate(loader, self.step):
+            prepared, first = _Prepared(loader), self.step
+            for step in range(self.step, config.steps):
+                batch = self._next(prepared, log)
                 result = self.trainer.step(step, batch)
                 self._judge(step, batch, result, log)
+                if step == first and self.stage.comparable is not None:
+                    self._tell_copies(step, self.stage.comparable(self.trainer.task, batch))
                 self.redrawn += batch.redrawn
                 self.loss = result.loss
                 self.step = done = step + 1
@@ -209,43 +234,156 @@ class _Run:
                     self._write(log, result, speed, self._count(mine))
                 if done % config.sample_every == 0 or last:
                     self._preview(self.folder / "samples" / f"{done:07d}.png")
-                if done % config.save_every == 0 or last or stop:
+                self.due = self.due or done % config.save_every == 0 or last or bool(stop)
+                if self.due and not self.bad:
                     self.save(log)
                 if stop or last:
                     self._count(mine)
                     self._tell_drawn()
                     self._tell_redrawn()
                     self._tell_embeddings()
+                    self._tell_lost()
                 if stop:
-                    kind = signal.Signals(stop)
-                    raise Interrupted(
-                        f"stopped by {kind.name} at step {done} of {config.steps}; the state is saved in {self.folder}",
-                        hint=f"run the same command again to go on: {self.again}",
-                        exit_code=128 + int(kind),
-                    )
+                    raise self._stopped(signal.Signals(stop))
         if log is not None:
             log.close()
+        if self.bad:
+            lr = f"train.stages.{self.stage.name}.lr"
+            raise DivergedError(
+                f"stage `{self.stage.name}`: {self._streak()}, so the end is not saved; {self._where()}",
+                hint=f"train beyond it: --steps {config.steps + config.retries}; "
+                f"or with a lower rate: --set {lr}=... --allow lr",
+            )
+
+    def _next(self, prepared: _Prepared, log: Metrics | None) -> Batch:
+        """The next batch. Files that could not be read are told of once and counted.
+
+        Raises, in all processes and when the state is saved, InputError where these are more than the recipe allows,
+        whatever a process met while it drew, and OutOfMemoryError where one that prepares batches was killed.
+        """
+        found = prepared.next()
+        lost = {} if isinstance(found, MavError) else dict(found.lost)
+        failed = found if isinstance(found, MavError) else None
+        if self.group.largest(int(failed is not None or bool(lost.keys() - self.lost.keys()))):
+            for others, failure in self.group.gather((lost, failed)):
+                self._lose(others)
+                failed = failed or failure
+            failed = failed or self._too_many_lost()
+        if isinstance(found, Batch) and failed is None:
+            return found
+        assert failed is not None
+        if not self.bad and self.step and self.saved != self.step:
+            self.save(log)
+        self._tell_lost()
+        again = f"then run the same command again: {self.again}"
+        hint = f"{failed.hint}, {again}" if failed.hint else None
+        raise type(failed)(f"{failed.message}; {self._where()}", hint=hint) from failed
+
+    def _lose(self, lost: Mapping[str, str]) -> None:
+        """Count files that cannot be read any more; the first is told of at once, all at the end."""
+        new = {name: why for name, why in lost.items() if name not in self.lost}
+        if new and not self.lost:
+            name, why = next(iter(new.items()))
+            self.report.warning(
+                f"`{name}` is left out: {why}; other samples take its place, and of more such files is told at the end"
+            )
+        self.lost |= new
+
+    def _too_many_lost(self) -> InputError | None:
+        share = self.recipe.train.data.max_lost
+        allowed = max(1, int(share * self.files)) if share else 0
+        if len(self.lost) <= allowed:
+            return None
+        return InputError(
+            f"{len(self.lost)} of {self.files} files of the training data cannot be read any more, "
+            f"`train.data.max_lost` allows {share:g} of them: {self._lost_words()}",
+            hint="bring them back, or allow more with `--set train.data.max_lost=...`",
+        )
+
+    def _tell_lost(self) -> None:
+        if self.lost:
+            self.report.message(
+                f"data: {len(self.lost)} of {self.files} files could not be read, other samples took their place: "
+                + self._lost_words()
+            )
+
+    def _lost_words(self) -> str:
+        shown = [f"`{name}`: {why}" for name, why in list(self.lost.items())[:5]]
+        more = len(self.lost) - len(shown)
+        return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+    def _tell_copies(self, step: int, comparable: torch.Tensor) -> None:
+        if not int(self.group.sum(comparable.sum())):
+            self.report.warning(
+                f"nothing is learnt from step {step}: its pairs have all one picture or one caption, "
+                "and copies are not told from each other"
+            )
+
+    def _stopped(self, kind: signal.Signals) -> Interrupted:
+        at = f"stopped by {kind.name} at step {self.step} of {self.config.steps}"
+        state = f"; the state is saved in {self.folder}"
+        if self.bad:
+            state = f"; {self._streak()}, and such steps are not saved; {self._where()}"
+        goes = "to go on" if self.saved is not None else "to start anew"
+        return Interrupted(
+            at + state,
+            hint=f"run the same command again {goes}: {self.again}",
+            exit_code=128 + int(kind),
+        )
+
+    def _streak(self) -> str:
+        return (
+            f"the last {self.bad} steps were not finite" if self.bad > 1 else "the last step was not finite"
+        )
+
+    def _where(self) -> str:
+        """What of this training is on the disk, in words."""
+        if self.saved is None:
+            return "nothing is saved yet"
+        return f"the state of step {self.saved} is saved in {self.folder}"
 
     def save(self, log: Metrics | None = None) -> None:
         """A checkpoint to resume from, and the averaged weights for everyone else."""
         trainer = self.trainer
-        self.held_out = trainer.held_out_loss(self.held)
+        self.held_out = self._held_out_loss()
         if log is not None:
             log.write(step=self.step, held_out=round(self.held_out, 6))
         manifest: dict[str, Any] = {
             "step": self.step,
             "stage": self.stage.name,
-            "loss": trainer.smooth,
-            "held_out": self.held_out,
-            "bad_steps": self.bad,
+            "loss": finite(trainer.smooth),
+            "held_out": finite(self.held_out),
             "recipe_sha256": self.loaded.sha256,
             "parents": [parent.model_dump(mode="json") for parent in self.parents],
             **identity(self.stage, self.recipe, self.parents),
         }
-        save_checkpoint(self.folder, trainer.tensors(), manifest, group=self.group)
+        files = [folder.order for folder in self.source.folders()]
+        try:
+            save_checkpoint(self.folder, trainer.tensors(), manifest, files=files, group=self.group)
+        except DivergedError as error:
+            raise DivergedError(f"{error.message}; {self._where()}", hint=self._advice()) from error
+        self.saved, self.due = self.step, False
         self.export()
         self._keep_embeddings()
-        self.report.message(f"step {self.step}: loss {trainer.smooth:.4f}, held out {self.held_out:.4f}")
+        held_out = f"{self.held_out:.4f}" if math.isfinite(self.held_out) else "says nothing"
+        self.report.message(f"step {self.step}: loss {trainer.smooth:.4f}, held out {held_out}")
+
+    def _held_out_loss(self) -> float:
+        """The loss of held-out samples; NaN, which is told of once, where it would mean nothing."""
+        try:
+            value = self.trainer.held_out_loss(self.held)
+        except InputError as error:
+            self.report.warning(f"the held-out loss cannot be had: {error.message}")
+            value = math.nan
+        if self.source.folders():
+            for lost in self.group.gather(dict(self.held.lost)):
+                self._lose(lost)
+        if math.isnan(value) and self.stage.comparable is not None and not self.meaningless:
+            self.meaningless = True
+            self.report.warning(
+                "the held-out loss means nothing: no two of the held-out pairs differ in both picture and caption"
+            )
+        return value
 
     def export(self) -> None:
         """The averaged weights as one file (or shards of one save) that every command reads."""
@@ -291,11 +429,20 @@ class _Run:
         if self.bad > self.config.retries:
             again = f", {self.bad} steps in a row" if self.bad > 1 else ""
             raise DivergedError(
-                what + again,
-                hint="the last checkpoint is good, go on from it with a lower rate: "
-                f"--set train.stages.{self.stage.name}.lr=... --allow lr; or `--set hardware.dtype=float32`",
+                f"{what}{again}; {self._where()}",
+                hint=self._advice(),
             )
         self.report.warning(f"{what}; the step was skipped ({self.bad} of {self.config.retries} in a row)")
+
+    def _advice(self) -> str:
+        """What helps a training that diverged."""
+        lower = f"--set train.stages.{self.stage.name}.lr=..."
+        if self.saved is None:
+            return f"start again with a lower rate: {lower}; or `--set hardware.dtype=float32`"
+        return (
+            "the checkpoint is from before the steps that were not finite, go on from it with a lower rate: "
+            f"{lower} --allow lr; or `--set hardware.dtype=float32`"
+        )
 
     def _count(self, mine: torch.Tensor) -> dict[str, int]:
         """How many samples each of a mix's sources gave since the last call, over all processes; `mine` begins anew."""
@@ -358,7 +505,12 @@ class _Run:
         draw = self.stage.preview
         if draw is None or not (self.group.first or self.trainer.layout.sharded):
             return
-        rows = self.trainer.preview(self.shown[0].rows(0, _PREVIEW_ROWS), draw)
+        try:
+            batch = self.shown[0].rows(0, _PREVIEW_ROWS)
+        except InputError as error:
+            self.report.warning(f"no preview was drawn: {error.message}")
+            return
+        rows = self.trainer.preview(batch, draw)
         if self.group.first:
             write_picture(path, torch.from_numpy(to_uint8(grid(rows.float()))[0]))
 
@@ -370,6 +522,62 @@ def write_picture(path: Path, picture: torch.Tensor) -> None:
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
     write_png(path, picture.numpy(), overwrite=True)
+
+
+def _keep_files(source: Source, checkpoint: Checkpoint, report: Report) -> None:
+    """Draw from the files in the order in which the training began with them; that they are others now is told."""
+    before, folders = checkpoint.files(), source.folders()
+    if before and len(before) != len(folders):
+        report.warning(
+            f"the data are not those that this training began with: {len(folders)} folders for {len(before)}"
+        )
+        return
+    for folder, order in zip(folders, before, strict=False):
+        if (changed := folder.keep_order(order)) is not None:
+            report.warning(f"the files are not those that this training began with: {changed}")
+
+
+class _Delivered(Dataset[Batch | MavError]):
+    """Batches, where an error of drawing one is a value: a process that prepares them would hand on its traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | MavError:
+        try:
+            return self.batches[step]
+        except MavError as error:
+            return error
+
+
+class _Prepared:
+    """The batches of a loader, one after the other.
+
+    That a process which prepares them was ended is heard when a batch is asked for. Torch would raise it from a handler of
+    SIGCHLD, in the middle of a step, of which nothing could be saved.
+    """
+
+    def __init__(self, loader: DataLoader[Batch | MavError]) -> None:
+        handler, others = signal.getsignal(signal.SIGCHLD), set(active_children())
+        self._batches = iter(loader)
+        signal.signal(signal.SIGCHLD, handler)
+        self._workers = [process for process in active_children() if process not in others]
+
+    def next(self) -> Batch | MavError:
+        """The next batch, or why there is none."""
+        try:
+            return next(self._batches)
+        except (RuntimeError, OSError, EOFError):  # torch's words, or those of a pipe whose other end is gone
+            for process in self._workers:
+                process.join(0.2)
+            ended = [process.exitcode for process in self._workers if process.exitcode is not None]
+            if not ended:
+                raise
+            how = f"by {signal.Signals(-ended[0]).name}" if ended[0] < 0 else f"with exit code {ended[0]}"
+            return OutOfMemoryError(
+                f"a process that prepares batches was ended {how}; a machine that runs out of memory does that",
+                hint="take fewer `--workers`, or a smaller batch",
+            )
 
 
 def _last_checkpoint(

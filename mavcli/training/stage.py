@@ -28,7 +28,7 @@ class Batch:
     Clips have captions where those tell them (`told_by: caption`), and what is told by its first frame has an empty one.
     `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
     were drawn again, `sources` which of a mix's sources each row is from, `keys` (b, 2) those of `pair_keys` where captions are
-    compared.
+    compared, and `lost` the name of each file that was drawn and could not be read, with the reason.
     """
 
     pixels: Tensor
@@ -39,6 +39,7 @@ class Batch:
     redrawn: Redrawn = field(default=Redrawn())
     sources: tuple[str, ...] = ()
     keys: Tensor | None = None
+    lost: tuple[tuple[str, str], ...] = ()
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop)."""

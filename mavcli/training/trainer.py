@@ -239,7 +239,8 @@ class Trainer:
                 )
         with torch.no_grad():
             checkpoint.read_into(self.tensors())
-        self.smooth = float(checkpoint.manifest["loss"])
+        loss = checkpoint.manifest["loss"]
+        self.smooth = math.nan if loss is None else float(loss)
 
     def exported(self) -> dict[str, Tensor]:
         """The averaged weights in bfloat16, whole, on the CPU; every process must ask, the first one gets them.

@@ -329,7 +329,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser(bad, train, tmp_pa
     sets = [STEPS, "train.defaults.save_every=1", "train.defaults.retries=0"]
     with pytest.raises(DivergedError, match="stage `sr_h`, step 3") as error:
         train("sr_h", tmp_path, *sets)
-    assert error.value.exit_code == 7 and "the last checkpoint is good" in error.value.hint
+    assert error.value.exit_code == 7 and "the checkpoint is from before" in error.value.hint
+    assert "the state of step 3 is saved in" in error.value.message
     assert ("samples 1 of the step" if bad == "loss" else "samples 0, 1 of the step") in error.value.message
     pictures = sorted(p.name for p in (tmp_path / "sr_h" / "not-finite" / "0000003").iterdir())
     assert pictures == (["00001.png"] if bad == "loss" else ["00000.png", "00001.png"])
@@ -352,10 +353,84 @@ def test_bad_steps_are_skipped_as_often_as_the_recipe_says_and_counted_over_a_re
         train("sr_h", tmp_path / "three", *sets, "train.defaults.retries=3"),
     )
     assert before.step == after.step == 6
-    with pytest.raises(Interrupted):
+    with pytest.raises(
+        Interrupted, match="the last 2 steps were not finite, .* the state of step 2 is saved"
+    ):
         train("sr_h", tmp_path / "two", *sets, "train.defaults.retries=2", report=stop_at(heard, 4))
+    assert state(tmp_path / "two", "sr_h")[0] == 2
     with pytest.raises(DivergedError, match="step 4: .* 3 steps in a row"):
         train("sr_h", tmp_path / "two", *sets, "train.defaults.retries=2")
+
+
+def test_nothing_is_saved_or_exported_in_a_streak_and_nothing_good_is_pushed_out(
+    train, tmp_path, monkeypatch
+):
+    """Two checkpoints were made in the streak before it was given up: they were all that was left."""
+    spoil(monkeypatch, "loss", {3, 4, 5})
+    sets = [STEPS, "train.defaults.save_every=1", "train.defaults.retries=2"]
+    with pytest.raises(DivergedError, match="step 5: .* 3 steps in a row; the state of step 3 is saved"):
+        train("sr_h", tmp_path, *sets)
+    names = sorted(p.name for p in (tmp_path / "sr_h").glob("step-*"))
+    assert names == ["step-0000002", "step-0000003"]
+    assert read_header(tmp_path / "weights" / "sr_h.safetensors").step == 3
+
+
+def test_a_checkpoint_that_was_due_in_a_streak_is_made_when_it_ends(train, tmp_path, monkeypatch):
+    spoil(monkeypatch, "loss", {1, 2})
+    train("sr_h", tmp_path, STEPS, "train.defaults.save_every=3")
+    saved = [line["step"] for line in metrics(tmp_path, "sr_h") if "held_out" in line]
+    assert saved == [4, 6]
+
+
+def test_a_training_that_ends_in_a_streak_says_so_and_keeps_what_was_before(train, tmp_path, monkeypatch):
+    spoil(monkeypatch, "loss", {5})
+    with pytest.raises(
+        DivergedError, match="the last step was not finite, so the end is not saved; the state"
+    ):
+        train("sr_h", tmp_path, STEPS, "train.defaults.save_every=2")
+    assert state(tmp_path, "sr_h")[0] == 4
+
+
+def test_a_message_never_speaks_of_a_checkpoint_that_is_not_there(train, heard, tmp_path, monkeypatch):
+    spoil(monkeypatch, "loss", {0, 1})
+    with pytest.raises(DivergedError, match="nothing is saved yet") as error:
+        train("sr_h", tmp_path, "train.defaults.retries=0")
+    assert error.value.hint.startswith("start again with a lower rate") and "--allow" not in error.value.hint
+    with pytest.raises(Interrupted, match="the last step was not finite.*nothing is saved yet") as stopped:
+        train("sr_h", tmp_path, report=stop_at(heard, 1))
+    assert "to start anew" in stopped.value.hint
+
+
+def test_the_log_is_json_when_the_loss_is_no_number(train, tmp_path, monkeypatch):
+    spoil(monkeypatch, "loss", {1})
+    original = Trainer.held_out_loss
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda self, held: original(self, held) * float("nan"))
+    train("sr_h", tmp_path, STEPS)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"`{word}` is no JSON")
+
+    files = [tmp_path / "sr_h" / "metrics.jsonl", *(tmp_path / "sr_h").glob("step-*/manifest.json")]
+    lines = [line for file in files for line in file.read_text().splitlines() if file.suffix == ".jsonl"]
+    told = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [line["held_out"] for line in told if "held_out" in line] == [None] * 3
+    assert [json.loads(file.read_text(), parse_constant=refuse) for file in files[1:]]
+    assert train("sr_h", tmp_path, STEPS).step == 6, "and it is read again"
+
+
+def test_weights_of_a_later_step_are_not_overwritten_by_an_older_checkpoints(train, tmp_path):
+    train("sr_h", tmp_path, STEPS)
+    weights = tmp_path / "weights" / "sr_h.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "sr_h" / "step-0000006" / "manifest.json").write_text("{}")
+    with pytest.raises(DiskError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", full_disk)
+        train("sr_h", tmp_path, STEPS)
+    assert weights.read_bytes() == before
+
+
+def full_disk(*_: object) -> None:
+    raise DiskError("stopped here")
 
 
 def test_tensors_that_are_not_finite_are_never_saved(tmp_path):
