@@ -351,7 +351,7 @@ def _commit(
     world: int,
 ) -> None:
     if data is not None:
-        (staging / _FILES).write_text(data, encoding="utf-8")
+        write_text(staging / _FILES, data)
     if tensors:
         _write_tensors(staging / _STATE, tensors, {})
     files = sorted(file for file in staging.rglob("*") if file.is_file())

@@ -34,7 +34,7 @@ def rewrite_manifest(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["manifest_sha256"]
     files = (f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
-    described = {f.relative_to(folder).as_posix(): checkpoints._described(f) for f in files}
+    described = {f.relative_to(folder).as_posix(): checkpoints.describe_file(f) for f in files}
     manifest |= {"files": described, **changes}
     told = {"manifest_sha256": checkpoints._digest(manifest), **manifest}
     (folder / "manifest.json").write_text(json.dumps(told))
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
     def forbidden(path):  # root may read what has no permission at all
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "file_sha256", forbidden)
+    monkeypatch.setattr(checkpoints, "describe_file", forbidden)
     with pytest.raises(DiskError, match=f"{file} may not be read by this user") as told:
         newest_checkpoint(tmp_path)
     assert told.value.exit_code == 6 and "delete" not in told.value.hint and "chmod" in told.value.hint
