@@ -78,6 +78,8 @@ def import_weights(
                 f"{path} has no CLIP with both towers, so the family lacks one: `mav weights pull clip-vit-l-14`, then "
                 f"`mav weights import clip-vit-l-14 --out {folder}`"
             )
+        for note in dict.fromkeys(note for plan in plans for note in plan.tensors.notes):
+            console.message(note)
         told = [_describe(plan) for plan in plans]
         if dry_run:
             rows = [(t["file"], t["what"], f"{t['parameters'] / 1e6:.1f} M", t["licence"]) for t in told]
@@ -128,6 +130,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
         "network": describe(plan.spec),
         "parameters": count(plan),
         "licence": plan.licence,
+        "notes": list(plan.tensors.notes),
     }
 
 

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".th")
-_WRAPPERS = ("state_dict", "model")  # in the order in which they are looked for
+_WRAPPERS = ("state_dict", "model", "module")  # in the order in which they are looked for
+AVERAGED = (
+    "ema",
+    "model_ema",
+    "ema_model",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema_state_dict",
+    "params_ema",
+)
+"""What codes call the moving average of the weights that they save beside them: what is meant to be used."""
 _SLACK = 1 << 30  # bytes that the reader may take beside the tensors, over what torch itself takes
 _HANDED_OVER = 128_000_000  # bytes a file, so that the reader never holds everything twice
 _VERDICT = "verdict.json"
@@ -41,11 +51,18 @@ _CHILD = (
 )
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
+class Unpickled(dict[str, "Tensor"]):
+    """Name -> tensor, and `notes` on what was chosen to get there."""
+
+    notes: tuple[str, ...] = ()
+
+
+def read_pickle(path: Path) -> Unpickled:
     """The tensors of a pickled checkpoint, on the CPU and in the type they are stored in; no code of the file runs.
 
-    A map that holds `state_dict` (or else `model`) stands for the map under that key, again and again; a list or tuple
-    of tensors is a map with the names `0`, `1`, ... What is left must be tensors alone. Tensors that shared memory come
+    A map that holds `state_dict` (or else `model`, `module`) stands for the map under that key, again and again; of weights
+    and their moving average (`AVERAGED`) the average is taken, and `notes` says so. A list or tuple of tensors is a map with
+    the names `0`, `1`, ... What is left must be tensors alone. Tensors that shared memory come
     back apart; the result is mapped from files that are already deleted, so it costs no memory until it is read.
 
     Of a TorchScript archive the parameters are read, its code is not (`torchscript.py`). Raises WeightsError when the file is
@@ -70,7 +87,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             raise WeightsError(
                 f"reading {path} took more than {10 * seconds:.0f} s, it was stopped"
             ) from error
-        verdict = _verdict(folder)
+        verdict, notes = _verdict(folder)
         if verdict is None:
             raise WeightsError(
                 f"{path} cannot be read: the process that reads it died ({_ending(code)})",
@@ -80,7 +97,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             raise WeightsError(
                 f"{path} {verdict}", hint="get the file from its publisher, or ask there for safetensors"
             )
-        return _taken_over(folder, path)
+        tensors = _taken_over(folder, path)
+        tensors.notes = notes
+        return tensors
 
 
 def is_pickle(path: Path | str) -> bool:
@@ -130,23 +149,23 @@ def _environment() -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def _verdict(folder: Path) -> str | None:
-    """What the reader found wrong, empty for nothing, None when it did not live to say it."""
+def _verdict(folder: Path) -> tuple[str | None, tuple[str, ...]]:
+    """What the reader found wrong, empty for nothing, None when it did not live to say it; and what it chose."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((folder / _VERDICT).read_text(encoding="utf-8")[:100_000])["fault"]
-        return str(found)
-    return None
+        found = json.loads((folder / _VERDICT).read_text(encoding="utf-8")[:100_000])
+        return str(found["fault"]), tuple(str(note)[:300] for note in found["notes"][:20])
+    return None, ()
 
 
 def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _taken_over(folder: Path, path: Path) -> dict[str, Tensor]:
+def _taken_over(folder: Path, path: Path) -> Unpickled:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors: dict[str, Tensor] = {}
+    tensors = Unpickled()
     try:
         for file in sorted(folder.glob("*.safetensors")):
             tensors.update(load_file(file))
@@ -167,14 +186,15 @@ def _child(source: str, folder: str, seconds: float) -> None:
     size = Path(source).stat().st_size
     _limit(3 * size + _SLACK, seconds)
     torch.set_num_threads(1)
+    notes: list[str] = []
     try:
-        _hand_over(Path(source), Path(folder))
+        notes = _hand_over(Path(source), Path(folder))
         fault = ""
     except _Refused as error:
         fault = str(error)
     except MemoryError:
         fault = "takes more memory than its size explains, it was stopped"
-    (Path(folder) / _VERDICT).write_text(json.dumps({"fault": fault}), encoding="utf-8")
+    (Path(folder) / _VERDICT).write_text(json.dumps({"fault": fault, "notes": notes}), encoding="utf-8")
 
 
 class _Refused(Exception):
@@ -193,12 +213,12 @@ def _limit(memory: int, seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _hand_over(source: Path, folder: Path) -> None:
-    """Write the tensors of `source` into `folder` as safetensors. Raises _Refused, which says why not."""
+def _hand_over(source: Path, folder: Path) -> list[str]:
+    """Write the tensors of `source` into `folder` as safetensors; returns notes. Raises _Refused, which says why not."""
     import torch
     from safetensors.torch import save_file
 
-    tensors = _tensors(_loaded(source))
+    tensors, notes = _tensors(_loaded(source))
     largest = source.stat().st_size
     batch: dict[str, torch.Tensor] = {}
     filled = written = 0
@@ -214,6 +234,7 @@ def _hand_over(source: Path, folder: Path) -> None:
         batch[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         filled += nbytes
     save_file(batch, folder / f"{written:05d}.safetensors")
+    return notes
 
 
 def _loaded(source: Path) -> Any:
@@ -271,15 +292,30 @@ def _line(error: BaseException) -> str:
     return (told[-1] if told else type(error).__name__)[:300]
 
 
-def _tensors(found: Any) -> dict[str, Any]:
-    """The map of tensors in what torch loaded, by the rule of `read_pickle`."""
+def _tensors(found: Any) -> tuple[dict[str, Any], list[str]]:
+    """The map of tensors in what torch loaded, by the rule of `read_pickle`, and what was chosen on the way."""
     import torch
 
+    notes: list[str] = []
     for _ in range(8):
-        inner = next((found[w] for w in _WRAPPERS if isinstance(found, Mapping) and w in found), None)
-        if inner is None or isinstance(inner, torch.Tensor):
+        if not isinstance(found, Mapping):
             break
-        found = inner
+        averaged = next(
+            (name for name in AVERAGED if isinstance(found.get(name), Mapping | list | tuple)), None
+        )
+        plain = next((name for name in _WRAPPERS if name in found), None)
+        if averaged is not None and _is_named(found[averaged]):
+            beside = f", not `{plain}`" if plain is not None else ""
+            notes.append(f"`{averaged}` is taken, the moving average of the weights{beside}")
+            found = found[averaged]
+            continue
+        if averaged is not None and plain is not None:
+            notes.append(
+                f"`{plain}` is taken: `{averaged}`, the moving average of the weights, has no names of tensors"
+            )
+        if plain is None or isinstance(found[plain], torch.Tensor):
+            break
+        found = found[plain]
     if isinstance(found, list | tuple):
         found = {str(place): value for place, value in enumerate(found)}
     if not isinstance(found, Mapping):
@@ -293,4 +329,15 @@ def _tensors(found: Any) -> dict[str, Any]:
             raise _Refused(f"holds a {type(value).__name__} under `{name}`, a tensor is wanted")
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise _Refused(f"holds `{name}` as a sparse, quantised or empty tensor, a plain one is wanted")
-    return dict(found)
+    return dict(found), notes
+
+
+def _is_named(average: Any) -> bool:
+    """Whether a moving average names its tensors; some codes keep a bare list of them in the order of the parameters."""
+    import torch
+
+    if not isinstance(average, Mapping):
+        return False
+    inner = next((average[name] for name in _WRAPPERS if isinstance(average.get(name), Mapping)), average)
+    tensors = [name for name, value in inner.items() if isinstance(value, torch.Tensor)]
+    return bool(tensors) and len(tensors) == len(inner)

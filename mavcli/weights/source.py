@@ -5,7 +5,7 @@ Nothing is read but names and shapes until a tensor is asked for, so a checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from mavcli.files import file_sha256
 from mavcli.recipe.yaml_tree import parse
 from mavcli.specs import ClipSpec, PriorSpec, SamplerSpec, ScheduleSpec, UNetSpec
 from mavcli.weights.keymap import KeyTable
-from mavcli.weights.pickles import SUFFIXES, is_pickle, read_pickle
+from mavcli.weights.pickles import AVERAGED, SUFFIXES, is_pickle, read_pickle
 from mavcli.weights.provenance import StoredTensors, common_name, read_index, weight_files
 from mavcli.weights.reading import changed, stamp_of
 
@@ -29,12 +29,15 @@ CHECKPOINTS = (*SUFFIXES, ".safetensors")
 class Checkpoint(Mapping[str, "Tensor"]):
     """The tensors of one or more files, each read when it is asked for; `shapes` and `files` cost nothing.
 
-    Pickles are read whole, in a process of their own (`read_pickle`). Raises WeightsError where a file is missing or
+    Pickles are read whole, in a process of their own (`read_pickle`). What wrapped the network while it was trained is taken
+    off its names (`module.` of DDP, `_orig_mod.` of torch.compile), and of weights and their moving average the average is
+    taken: `notes` says so, for people. Raises WeightsError where a file is missing or
     damaged, or two files share a name.
     """
 
     def __init__(self, *paths: Path) -> None:
         self.files: tuple[Path, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._where: dict[str, tuple[Mapping[str, Tensor], str]] = {}
         self._stamps: dict[Path, tuple[int, ...]] = {}
@@ -45,18 +48,21 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """One more file of the same network, or its shards."""
         stamps = {file: stamp_of(file) for file in weight_files(path)}  # before anything is read
         if is_pickle(path):
-            tensors: Mapping[str, Tensor] = read_pickle(path)
+            tensors: Mapping[str, Tensor] = (unpickled := read_pickle(path))
+            self.notes += tuple(f"{path.name}: {note}" for note in unpickled.notes)
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         else:
             tensors = StoredTensors(path)
             shapes = {name: info.shape for name, info in read_index(path).items()}
-        twice = sorted(shapes.keys() & self.shapes.keys())
+        names, notes = unwrapped_names(shapes, path)
+        self.notes += tuple(f"{path.name}: {note}" for note in notes)
+        twice = sorted(names.keys() & self.shapes.keys())
         if twice:
             raise WeightsError(f"{path} repeats the tensor `{twice[0]}` of {self.files[0]}")
         self.files += tuple(stamps)
         self._stamps |= stamps
-        self.shapes.update(shapes)
-        self._where.update({name: (tensors, name) for name in shapes})
+        self.shapes.update({name: shapes[stored] for name, stored in names.items()})
+        self._where.update({name: (tensors, stored) for name, stored in names.items()})
 
     def sha256(self, file: Path) -> str:
         """Of the bytes of one of `files`. Raises WeightsError where it is not the file any more that the tensors come from."""
@@ -80,6 +86,45 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def unwrapped_names(stored: Iterable[str], path: Path) -> tuple[dict[str, str], list[str]]:
+    """The network's own names -> those that its tensors are stored under, and what was chosen, for people.
+
+    `_orig_mod.` is torch.compile's wherever it stands; `module.` is DDP's or an average's where every name begins with it.
+    Of `ema.X` beside `model.X`, or beside X, the first is taken. Raises WeightsError where two names become one.
+    """
+    names = {name: name for name in stored}
+    notes = []
+
+    def renamed(new: Callable[[str], str], what: str) -> None:
+        changed = {new(name): place for name, place in names.items()}
+        if len(changed) < len(names):
+            raise WeightsError(f"{path} holds two tensors of one name once {what} is taken off")
+        names.clear()
+        names.update(changed)
+        notes.append(f"{what} is taken off the names")
+
+    if any("_orig_mod" in name.split(".") for name in names):
+        renamed(
+            lambda name: ".".join(p for p in name.split(".") if p != "_orig_mod"),
+            "`_orig_mod.` (torch.compile)",
+        )
+    while len(names) > 1 and all(name.startswith("module.") or name == "n_averaged" for name in names):
+        if names.pop("n_averaged", None) is not None:
+            notes.append("`n_averaged` is dropped, the counter of an averaged model")
+        renamed(lambda name: name.removeprefix("module."), "`module.` (data parallel)")
+    for average in AVERAGED:
+        made = {
+            name.removeprefix(f"{average}."): p for name, p in names.items() if name.startswith(f"{average}.")
+        }
+        others = [name for name in names if not name.startswith(f"{average}.")]
+        plain = "model." if others and all(name.startswith("model.") for name in others) else ""
+        if made and others and {name.removeprefix(plain) for name in others} == made.keys():
+            names = {plain + name: place for name, place in made.items()}
+            notes.append(f"`{average}.*` is taken, the moving average of the weights, not `{plain}*`")
+            break
+    return names, notes
 
 
 @dataclass(frozen=True)

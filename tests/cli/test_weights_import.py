@@ -12,7 +12,7 @@ from tiny_karlo import CLIP, CONFIGS, DECODER, PRIOR, SR, save, write_karlo
 from mavcli.cli.app import run
 from mavcli.files import file_sha256
 from mavcli.recipe.load import load_recipe
-from mavcli.weights.provenance import is_intact, load_weights, read_header, read_index
+from mavcli.weights.provenance import load_weights, read_header, read_index
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_release_of_karlo_becomes_a_family_with_a_recipe(
         assert header.licence == ("MIT" if name == "clip" else "CreativeML Open RAIL-M")
         file = header.imported_from[0]
         assert file.sha256 == file_sha256(release / file.name)
-        assert is_intact(out / f"{name}.safetensors")
+        load_weights(out / f"{name}.safetensors")  # raises where the bytes are not what the header names
     told = load_weights(out / "prior.safetensors", expect_role="prior", expect_spec=PRIOR)
     assert torch.allclose(told["clip_mean"], torch.tensor(0.1), atol=0.3) and told["clip_std"].min() > 0
     assert [f.name for f in read_header(out / "prior.safetensors").imported_from][
@@ -108,6 +108,33 @@ def test_what_is_left_over_or_missing_is_named_and_nothing_is_written(
     error = capsys.readouterr().err
     assert "1 tensor is missing (`model.out.2.bias`); 1 tensor is left over (`model.surprise`)" in error
     assert not out.exists()
+
+
+def test_a_checkpoint_as_a_training_left_it_is_imported_and_what_was_chosen_is_said(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data parallel and compiled, with its moving average beside it."""
+    plain = load_raw(next(release.glob("decoder*")))
+    own = {f"module._orig_mod.{name}": torch.zeros_like(value) for name, value in plain.items()}
+    averaged = {f"module._orig_mod.{name}": value for name, value in plain.items()}
+    torch.save({"model": own, "ema": averaged, "optimizer": {}}, tmp_path / "decoder.ckpt")
+    config = next((release / "configs").glob("decoder*"))
+    for source, out in ((tmp_path / "decoder.ckpt", "a"), (next(release.glob("decoder*")), "b")):
+        command = ["weights", "import", str(source), "--as", "karlo", "--config", str(config), "--json"]
+        assert run([*command, "--out", str(tmp_path / out)]) == 0
+        shown = capsys.readouterr()
+        notes = json.loads(shown.out)["weights"][0]["notes"]
+        if out == "a":
+            assert notes == [
+                "decoder.ckpt: `ema` is taken, the moving average of the weights, not `model`",
+                "decoder.ckpt: `_orig_mod.` (torch.compile) is taken off the names",
+                "decoder.ckpt: `module.` (data parallel) is taken off the names",
+            ]
+            assert all(note in shown.err for note in notes)
+        else:
+            assert notes == []
+    ours, theirs = (load_weights(tmp_path / out / "decoder.safetensors") for out in "ab")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize(

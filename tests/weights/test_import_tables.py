@@ -28,7 +28,7 @@ from mavcli.weights.keymap import (
     Stacked,
     Transposed,
 )
-from mavcli.weights.source import Checkpoint, Plan, shapes_of
+from mavcli.weights.source import Checkpoint, Plan, shapes_of, unwrapped_names
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +282,31 @@ def test_a_network_that_nobody_published_needs_its_configuration(
         adm.plans(Path("mine"), {**told["config"], "model_channels": 64})
     (plan,) = adm.plans(Path("mine"), told["config"])
     assert plan.spec.num_heads == 4 and plan.spec.num_head_channels is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "names", "notes"),
+    [
+        (["a.b", "a.c"], {"a.b": "a.b", "a.c": "a.c"}, []),
+        (["module.a.b", "module.a.c"], {"a.b": "module.a.b", "a.c": "module.a.c"}, ["`module.` (data parallel) is taken off the names"]),
+        (["_orig_mod.module.x.1", "_orig_mod.module.y.2"], {"x.1": "_orig_mod.module.x.1", "y.2": "_orig_mod.module.y.2"},
+         ["`_orig_mod.` (torch.compile) is taken off the names", "`module.` (data parallel) is taken off the names"]),
+        (["model.a._orig_mod.w", "model.b"], {"model.a.w": "model.a._orig_mod.w", "model.b": "model.b"},
+         ["`_orig_mod.` (torch.compile) is taken off the names"]),
+        (["module.a.w", "module.b", "n_averaged"], {"a.w": "module.a.w", "b": "module.b"},
+         ["`n_averaged` is dropped, the counter of an averaged model", "`module.` (data parallel) is taken off the names"]),
+        (["model.a", "model.b", "ema.a", "ema.b"], {"model.a": "ema.a", "model.b": "ema.b"},
+         ["`ema.*` is taken, the moving average of the weights, not `model.*`"]),
+        (["module.a", "other.b"], {"module.a": "module.a", "other.b": "other.b"}, []),
+        (["model.a", "ema.a", "ema.b"], {"model.a": "model.a", "ema.a": "ema.a", "ema.b": "ema.b"}, []),
+    ],
+)  # fmt: skip
+def test_what_wrapped_a_network_in_training_is_taken_off_its_names(
+    stored: list[str], names: dict[str, str], notes: list[str]
+) -> None:
+    assert unwrapped_names(stored, Path("x.pt")) == (names, notes)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    with pytest.raises(WeightsError, match="holds two tensors of one name"):
+        unwrapped_names(["a._orig_mod.w", "a.w"], Path("x.pt"))

@@ -79,6 +79,28 @@ def test_every_usual_wrapping_gives_the_same_tensors(
     assert same(read_pickle(tmp_path / "x.pt"), weights())
 
 
+@pytest.mark.parametrize(
+    ("saved", "note"),
+    [
+        (lambda w, old: {"model": old, "ema": w, "step": 7}, "`ema` is taken, the moving average of the weights, not `model`"),
+        (lambda w, old: {"state_dict": old, "state_dict_ema": {"module": w}}, "`state_dict_ema` is taken"),
+        (lambda w, old: {"model_ema": w}, "`model_ema` is taken, the moving average of the weights"),
+        (lambda w, old: {"model": w, "ema": {"decay": 0.999, "shadow_params": list(old.values())}}, "`model` is taken: `ema`"),
+        (lambda w, old: {"model": w, "ema": list(old.values())}, "`model` is taken: `ema`"),
+    ],
+    ids=["model and ema", "wrapped", "alone", "a list in it", "a list"],
+)  # fmt: skip
+@pytest.mark.usefixtures("forked")
+def test_of_weights_and_their_moving_average_the_average_is_taken_and_said(
+    tmp_path: Path, saved: Callable[..., object], note: str
+) -> None:
+    old = {name: torch.zeros_like(value) for name, value in weights().items()}
+    torch.save(saved(weights(), old), tmp_path / "x.pt")
+    found = read_pickle(tmp_path / "x.pt")
+    assert same(found, weights())
+    assert len(found.notes) == 1 and found.notes[0].startswith(note)
+
+
 @pytest.mark.usefixtures("forked")
 def test_a_pair_of_tensors_gets_numbers_for_names(tmp_path: Path) -> None:
     torch.save((torch.zeros(2), torch.ones(2)), tmp_path / "ViT-L-14_stats.th")
