@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,9 @@ from mavcli.media.frames import Frames
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour space of an ICC profile -> the mode that it describes."""
+
+_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+_TRANSFERS = {16: "PQ", 18: "HLG"}
 
 _UNCHANGED = 2
 """Of 255. A profile that moves no colour farther is sRGB under one of its many names: the pixels stay as they are."""
@@ -63,6 +67,16 @@ def to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Imag
     colours = _managed(image.convert(image.mode[:-1]), profile, notes)
     colours.putalpha(image.getchannel("A"))
     return colours
+
+
+def unconverted(codes: Mapping[str, int]) -> list[str]:
+    """What the colour codes of a HEIC say beyond sRGB, in words: they are shown as they are. Source: ITU-T H.273, tables 2, 3."""
+    names = [
+        _PRIMARIES.get(codes.get("color_primaries", 0)),
+        _TRANSFERS.get(codes.get("transfer_characteristics", 0)),
+    ]
+    named = " ".join(name for name in names if name)
+    return [f"has colours in {named} and no ICC profile, shown as if in sRGB"] if named else []
 
 
 def _managed(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from mavcli import stopping
 from mavcli.errors import InputError, MavError, NotReadError, OutOfMemoryError
 from mavcli.files import whole_file
-from mavcli.media.colour import on_background, plain, to_srgb
+from mavcli.media.colour import on_background, plain, to_srgb, unconverted
 from mavcli.media.frames import MAX_PIXELS, MAX_SIDE, Frames
 from mavcli.media.passing import not_read, refuse_passing
 
@@ -104,6 +104,8 @@ def read_image(source: str | os.PathLike[str] | bytes, *, background: tuple[int,
                 image.draft(image.mode, (width // factor, height // factor))
             image.load()
             profile = image.info.get("icc_profile")
+            if not profile:
+                told.extend(unconverted(image.info.get("nclx_profile") or {}))
             ImageOps.exif_transpose(image, in_place=True)
             picture = plain(image)
         factor = _fraction(*picture.size)

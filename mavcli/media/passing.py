@@ -12,7 +12,7 @@ from typing import NoReturn
 from mavcli.errors import NotReadError, OutOfMemoryError
 
 _NEEDED = 1 << 30
-"""Bytes that the largest picture takes while it is decoded: 64 MP, twice, and a decoder's own."""
+"""Bytes that a picture of 64 MP takes while it is decoded: it, twice, and a decoder's own."""
 _MAYBE_DISK = frozenset(
     {errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOENT}
     | {errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENXIO, errno.ENODEV}

@@ -239,6 +239,22 @@ def test_avif_and_heic_are_read_and_turned_as_they_ask(kind, tmp_path):
     assert np.array_equal(read_image(tmp_path / "photo.jpg"), picture)
 
 
+def test_wide_colours_of_a_heic_without_a_profile_are_named():
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    notes: list[str] = []
+    codes = {
+        "color_primaries": 12,
+        "transfer_characteristics": 13,
+        "matrix_coefficients": 6,
+        "full_range_flag": 1,
+    }
+    read_image(saved(fields(), "HEIF", **codes), notes=notes)
+    assert notes == ["has colours in Display P3 and no ICC profile, shown as if in sRGB"]
+    notes.clear()
+    read_image(saved(fields(), "HEIF"), notes=notes)
+    assert notes == []
+
+
 def test_the_case_of_avif_is_read():
     assert off(read_image(CASES / "x.avif")) <= 6
 
