@@ -6,6 +6,13 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def one_line(text: str, *, limit: int = 4000) -> str:
+    """What somebody else wrote, as it may be shown: on one line, control characters spelt out, cut at `limit` characters."""
+    text = " ".join(text[: 2 * limit].split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class MavError(Exception):
     """An error to show as one line: what was found and where it was wanted, then the command that helps.
 

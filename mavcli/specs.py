@@ -17,6 +17,11 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @property
+    def fewest_layers(self) -> int:
+        """How many layers a network of this description has at least, each with a tensor of its own; 0 for no network."""
+        return 0
+
 
 class ClipSpec(Spec):
     """The two CLIP towers, as open_clip builds them (section 3.1: `C_x`, `C_y`)."""
@@ -44,6 +49,11 @@ class ClipSpec(Spec):
         None, description="an open_clip model name (`ViT-L-14`); the sizes above are then its own"
     )
 
+    @property
+    def fewest_layers(self) -> int:
+        vision = self.vision_layers
+        return self.text_layers + (vision if isinstance(vision, int) else sum(max(n, 0) for n in vision))
+
 
 class PriorSpec(Spec):
     """P: unCLIP's causal transformer that predicts the un-noised CLIP image embedding (arXiv 2204.06125, section 2.2)."""
@@ -66,6 +76,10 @@ class PriorSpec(Spec):
         "masked",
         description="what guidance takes for no text: every token masked, or the empty prompt (Karlo)",
     )
+
+    @property
+    def fewest_layers(self) -> int:
+        return self.layers
 
 
 class UNetSpec(Spec):
@@ -165,6 +179,12 @@ class UNetSpec(Spec):
         return each if isinstance(each, tuple) else (each,) * self.levels
 
     @property
+    def fewest_layers(self) -> int:
+        each = self.num_res_blocks
+        blocks = each * self.levels if isinstance(each, int) else sum(max(n, 0) for n in each)
+        return 2 * blocks + self.levels
+
+    @property
     def multiple(self) -> int:
         """Sides of a picture must be multiples of this many pixels."""
         return self.patch * 2 ** (self.levels - 1)
@@ -179,6 +199,10 @@ class ClassifierSpec(Spec):
     actions: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
 
+    @property
+    def fewest_layers(self) -> int:
+        return len(self.widths)
+
 
 class MotionJudgeSpec(Spec):
     """The judge of motion in the pocket world, for `mav eval` alone: a clip -> the action that moves like it."""
@@ -187,6 +211,10 @@ class MotionJudgeSpec(Spec):
     widths: tuple[int, ...] = (32, 64, 96, 128)
     hidden: int = Field(128, ge=1)
     actions: tuple[str, ...] = ()
+
+    @property
+    def fewest_layers(self) -> int:
+        return len(self.widths)
 
 
 class ScheduleSpec(Spec):

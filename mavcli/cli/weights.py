@@ -253,7 +253,7 @@ def add(
     serving = next((r for r in SERVES if r == role), None)
     path = find_weights(source, role=serving)
     header = read_header(path)
-    check_weights(path, _state(header))
+    check_weights(path, _state(path, header))
     files = add_weights(path, role=role or header.role, family=family, force=force)
     for file in files:
         console.result(file)
@@ -299,7 +299,7 @@ def check(
     for path in chosen:
         fault: MavError | None = None
         try:
-            check_weights(path, _state(read_header(path)))
+            check_weights(path, _state(path, read_header(path)))
         except WeightsError as error:
             fault = error
         tell(str(path), fault)
@@ -378,15 +378,19 @@ def _agree(yes: bool, question: str, command: str) -> None:
         raise UsageError("nothing was done", hint=command)
 
 
-def _state(header: WeightsHeader) -> dict[str, Tensor]:
-    """Names, shapes and kinds of the tensors of the network that a header describes; it takes no memory."""
+def _state(path: Path, header: WeightsHeader) -> dict[str, Tensor]:
+    """Names, shapes and kinds of the tensors of the network that a header describes; it takes no memory.
+
+    Raises WeightsError for a description of no network.
+    """
     import torch
 
     from mavcli.engine.assemble import build_network
     from mavcli.specs import ClassifierSpec, MotionJudgeSpec
+    from mavcli.weights.provenance import as_described
 
     spec = header.spec
-    with torch.device("meta"):
+    with as_described(path), torch.device("meta"):
         if isinstance(spec, ClassifierSpec):
             from mavcli.evaluation.classifier import Classifier
 
@@ -578,8 +582,11 @@ def _name(files: tuple[Path, ...]) -> str:
 
 
 def _short(value: object) -> str:
+    from mavcli.errors import one_line
+
     if isinstance(value, tuple) and len(value) > 12:
-        return f"{len(value)} entries: {', '.join(map(str, value[:8]))} ..."
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        value = f"{len(value)} entries: {', '.join(map(str, value[:8]))} ..."
+    elif isinstance(value, tuple):
+        value = "[" + ", ".join(map(str, value)) + "]"
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return one_line(text, limit=400)

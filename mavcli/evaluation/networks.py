@@ -23,8 +23,8 @@ from mavcli.evaluation.i3d import Layer as I3DLayer
 from mavcli.evaluation.inception import Inception, Resizing, load_inception, to_input
 from mavcli.evaluation.inception import Layer as InceptionLayer
 from mavcli.evaluation.weight_files import is_published
-from mavcli.files import file_sha256
 from mavcli.media.frames import Frames
+from mavcli.weights.reading import Digested
 
 _PICTURES = 32
 """Pictures that a picture network takes at once."""
@@ -44,12 +44,12 @@ class I3DFeatures:
         layer: I3DLayer = "logits",
         device: torch.device | None = None,
     ) -> None:
-        self._path, self._squaring, self._layer = path, squaring, layer
+        self._file, self._squaring, self._layer = Digested.of(path), squaring, layer
         self._eps = default_eps(path) if eps is None else eps
         self._device = device or torch.device("cpu")
         self.facts: Mapping[str, Any] = {
             "name": "I3D Kinetics-400",
-            **weights_facts(path),
+            **_weights_facts(self._file),
             "batchnorm_eps": self._eps,
             "resize": f"bilinear to 224, {squaring}",
             "layer": layer,
@@ -65,7 +65,9 @@ class I3DFeatures:
     @cached_property
     def _network(self) -> I3D:
         # Not before it is needed: what is kept already needs its digest alone.
-        return load_i3d(self._path, eps=self._eps).to(self._device)
+        network = load_i3d(self._file.path, eps=self._eps)
+        self._file.check()
+        return network.to(self._device)
 
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
@@ -77,11 +79,15 @@ class C3DLogits:
     """One row a clip of exactly 16 frames: 101 logits."""
 
     def __init__(self, path: Path, mean: Path, *, device: torch.device | None = None) -> None:
-        self._path, self._mean, self._device = path, mean, device or torch.device("cpu")
+        self._file, self._mean, self._device = (
+            Digested.of(path),
+            Digested.of(mean),
+            device or torch.device("cpu"),
+        )
         self.facts: Mapping[str, Any] = {
             "name": "C3D UCF-101",
-            **weights_facts(path),
-            "mean": weights_facts(mean),
+            **_weights_facts(self._file),
+            "mean": _weights_facts(self._mean),
             "resize": "bilinear to 112, squash, corners aligned",
             "layer": "logits",
         }
@@ -95,7 +101,10 @@ class C3DLogits:
 
     @cached_property
     def _network(self) -> C3D:
-        return load_c3d(self._path, self._mean).to(self._device)
+        network = load_c3d(self._file.path, self._mean.path)
+        self._file.check()
+        self._mean.check()
+        return network.to(self._device)
 
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
@@ -114,11 +123,11 @@ class InceptionFeatures:
         layer: InceptionLayer = "pool3",
         device: torch.device | None = None,
     ) -> None:
-        self._path, self._resizing, self._layer = path, resizing, layer
+        self._file, self._resizing, self._layer = Digested.of(path), resizing, layer
         self._device = device or torch.device("cpu")
         self.facts: Mapping[str, Any] = {
             "name": "Inception v3 of FID",
-            **weights_facts(path),
+            **_weights_facts(self._file),
             "resize": f"to 299 as {resizing} does",
             "layer": layer,
         }
@@ -129,7 +138,9 @@ class InceptionFeatures:
 
     @cached_property
     def _network(self) -> Inception:
-        return load_inception(self._path).to(self._device)
+        network = load_inception(self._file.path)
+        self._file.check()
+        return network.to(self._device)
 
     @torch.inference_mode()
     def features(self, prepared: Tensor) -> Tensor:
@@ -140,11 +151,13 @@ class ClipFeatures:
     """One row a frame: the image tower's features, before they are normalised."""
 
     def __init__(self, name: str, path: Path, *, device: torch.device | None = None) -> None:
+        file = Digested.of(path)
         self.judge: ClipJudge = load_clip(name, path)
+        file.check()
         self.judge.network.to(device or "cpu")
         self.facts: Mapping[str, Any] = {
             "name": f"CLIP {name}",
-            **weights_facts(path),
+            **_weights_facts(file),
             "resize": "Pillow bicubic, shorter side 224, centre crop",
         }
 
@@ -156,11 +169,10 @@ class ClipFeatures:
         return torch.cat([self.judge.encode_image(part) for part in prepared.split(_PICTURES)])
 
 
-def weights_facts(path: Path) -> dict[str, Any]:
+def _weights_facts(file: Digested) -> dict[str, Any]:
     """Name and digest of a weight file, and whether its publisher's digest is this one."""
-    digest = file_sha256(path)
-    told: dict[str, Any] = {"weights": path.name, "weights_sha256": digest}
-    published = is_published(path, digest)
+    told: dict[str, Any] = {"weights": file.path.name, "weights_sha256": file.sha256}
+    published = is_published(file.path, file.sha256)
     return told if published is None else {**told, "weights_as_published": published}
 
 

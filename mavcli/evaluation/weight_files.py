@@ -9,6 +9,7 @@ from torch import Tensor
 from mavcli.errors import WeightsError
 from mavcli.weights.manifest import weight_roots
 from mavcli.weights.pickles import read_pickle
+from mavcli.weights.provenance import StoredTensors
 from mavcli.weights.torchscript import is_torchscript, read_torchscript
 
 PUBLISHED: dict[str, tuple[str, ...]] = {
@@ -73,13 +74,7 @@ def is_published(path: Path, sha256: str) -> bool | None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name, float32, from safetensors, a pickled state dict, or a TorchScript archive; no code runs."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is damaged: {error}") from error
+        tensors = dict(StoredTensors(path))
     elif is_torchscript(path):
         tensors = read_torchscript(path)
     else:

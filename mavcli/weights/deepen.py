@@ -19,11 +19,14 @@ from mavcli.models.unet import ResBlock, Stage, UNet, is_temporal
 from mavcli.specs import UNetSpec
 from mavcli.weights.provenance import (
     WeightsHeader,
+    as_described,
     load_weights,
     read_header,
+    read_index,
     refuse_existing,
     save_weights,
 )
+from mavcli.weights.safety import check_fit
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def deepen_file(
     wanted = deeper(spec, blocks, source=source)
     target = out / f"{header.role}.safetensors"
     refuse_existing(target, force=force)
+    with as_described(source), torch.device("meta"):
+        own = UNet(spec).state_dict()
+    check_fit(read_index(source), own, source)
     weights = load_weights(source, expect_sha256=header.content_sha256)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

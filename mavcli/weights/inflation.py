@@ -28,11 +28,14 @@ from mavcli.weights.provenance import (
     Inflation,
     StoredWeights,
     WeightsHeader,
+    as_described,
     read_header,
+    read_index,
     refuse_existing,
     save_weights,
     weight_files,
 )
+from mavcli.weights.safety import check_fit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -107,6 +110,9 @@ def inflate_file(
     target = out / f"{role}.safetensors"
     refuse_existing(target, force=force)
 
+    with as_described(source):
+        own = _on_meta(header.spec).state_dict()
+    check_fit(read_index(source), own, source)
     before = StoredWeights(source, sha256=header.content_sha256)
     after = InflatedWeights(before, spec, source=source, seed=seed)
     report.message(f"proof: {_FRAMES} frames of noise through both networks, in float32, one stage at a time")
@@ -117,7 +123,7 @@ def inflate_file(
             hint="this is a fault of mav or of this machine's arithmetic: `mav doctor`",
         )
     total = sum(value.numel() for value in after.shapes().values())
-    added = total - sum(value.numel() for value in _on_meta(header.spec).state_dict().values())
+    added = total - sum(value.numel() for value in own.values())
     earlier = header.inflation.added if header.inflation else 0
     inflation = Inflation(
         parameters=total,

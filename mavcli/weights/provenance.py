@@ -15,11 +15,11 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mavcli.errors import DiskError, WeightsError
+from mavcli.errors import DiskError, MavError, WeightsError, one_line
 from mavcli.files import make_folder, remove, together, whole_file
 from mavcli.recipe.schema import STAGES
 from mavcli.specs import ClassifierSpec, ClipSpec, MotionJudgeSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
@@ -33,24 +33,31 @@ MAX_SHARD_BYTES = 16_000_000
 ROLES = (*STAGES, "classifier", "motion")
 """What weights can be: one of the eight stages, or the judge of `mav eval`, which takes no part in generation."""
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_FEW_LAYERS = 1000
+_SMALL = 1_000_000
+"""Layers, and sizes of a layer, that can be built without thinking whether the file has them."""
 # They change how a network is trained or run, not which tensors it has or what these mean.
 _NOT_COMPARED = frozenset({"dropout"})
+
+
+Line = Annotated[str, AfterValidator(one_line)]
+"""A text that a file brings along, as it may be shown on a terminal."""
 
 
 class Parent(Spec):
     """Weights that these were started from."""
 
-    role: str
-    content_sha256: str
+    role: Line
+    content_sha256: Line
     step: int = Field(0, ge=0)
-    source: str = ""
+    source: Line = ""
 
 
 class SourceFile(Spec):
     """A file of somebody else's that an importer read."""
 
-    name: str
-    sha256: str
+    name: Line
+    sha256: Line
 
 
 class Inflation(Spec):
@@ -77,18 +84,18 @@ class WeightsHeader(Spec):
     role: str
     spec: ClipSpec | PriorSpec | UNetSpec | ClassifierSpec | MotionJudgeSpec
     schedule: ScheduleSpec | None = None
-    recipe_sha256: str = Field("", description="of the resolved recipe that trained them")
+    recipe_sha256: Line = Field("", description="of the resolved recipe that trained them")
     step: int = Field(0, ge=0)
     samples_seen: int = Field(0, ge=0)
     parents: tuple[Parent, ...] = ()
-    licence: str = "Apache-2.0"
-    source: str = Field("", description="the command or the address that they come from")
-    importer: str = Field("", description="what turned a published checkpoint into these weights")
+    licence: Line = "Apache-2.0"
+    source: Line = Field("", description="the command or the address that they come from")
+    importer: Line = Field("", description="what turned a published checkpoint into these weights")
     imported_from: tuple[SourceFile, ...] = ()
     inflation: Inflation | None = Field(
         None, description="of layers that nothing has trained yet; training leaves it out"
     )
-    content_sha256: str = ""
+    content_sha256: Line = ""
 
     # On the field and not on the model: a validator before the whole model would turn JSON's lists into wrong tuples.
     @field_validator("spec", mode="before")
@@ -102,7 +109,9 @@ class WeightsHeader(Spec):
     @model_validator(mode="after")
     def _spec_fits_role(self) -> Self:
         if self.role not in ROLES:
-            raise ValueError(f"unknown role `{self.role}`; the roles are {', '.join(ROLES)}")
+            raise ValueError(
+                f"unknown role `{one_line(self.role, limit=80)}`; the roles are {', '.join(ROLES)}"
+            )
         if not isinstance(self.spec, spec_class(self.role)):
             raise ValueError(f"role `{self.role}` with a {type(self.spec).__name__}")
         return self
@@ -187,12 +196,31 @@ def read_header(path: Path | str) -> WeightsHeader:
 
     Raises WeightsError when it is missing, damaged or not one of ours.
     """
-    headers = {read_safetensors_index(file)[0].get("mav") for file in _existing_files(Path(path))}
+    found = [read_safetensors_index(file) for file in _existing_files(Path(path))]
+    headers = {metadata.get("mav") for metadata, _ in found}
     if len(headers) > 1:
         raise WeightsError(
             f"the shards of {path} come from different saves", hint="delete them and get all of them again"
         )
-    return _parsed_header(headers.pop(), Path(path))
+    header = _parsed_header(headers.pop(), Path(path))
+    tensors = [info for _, index in found for info in index.values()]
+    _check_size(header.spec, len(tensors), sum(info.parameters for info in tensors), Path(path))
+    return header
+
+
+def _check_size(spec: Spec, tensors: int, parameters: int, path: Path) -> None:
+    """Refuse a description of far more than the file holds, before anything is built by it. Raises WeightsError."""
+    if spec.fewest_layers > max(tensors, _FEW_LAYERS):
+        raise WeightsError(
+            f"{path} does not fit its own description: a network of {spec.fewest_layers} layers or more in {tensors} tensors"
+        )
+    for name, value in spec:
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [abs(number) for number in values if isinstance(number, int | float)]
+        if numbers and max(numbers) > max(parameters, _SMALL):
+            raise WeightsError(
+                f"{path} does not fit its own description: `{name}` is {max(numbers):g} in a file of {parameters} numbers"
+            )
 
 
 def _parsed_header(text: str | None, path: Path) -> WeightsHeader:
@@ -205,6 +233,18 @@ def _parsed_header(text: str | None, path: Path) -> WeightsHeader:
         return WeightsHeader.model_validate_json(text)
     except ValidationError as error:
         raise WeightsError(f"{path} has a header that cannot be read: {_first_fault(error)}") from error
+
+
+@contextlib.contextmanager
+def as_described(path: Path) -> Iterator[None]:
+    """Building the network that `path` describes: whatever fails at that is the description's fault. Raises WeightsError."""
+    try:
+        yield
+    except MavError:
+        raise
+    except Exception as error:  # torch and open_clip raise whatever the numbers lead them to
+        told = one_line(str(error) or type(error).__name__, limit=200)
+        raise WeightsError(f"{path} describes no network that can be built: {told}") from error
 
 
 def read_index(path: Path | str) -> dict[str, TensorInfo]:
@@ -598,11 +638,11 @@ def _brief(value: object) -> str:
         return f"a {type(value).__name__}"
     if isinstance(value, tuple):
         value = f"{len(value)} entries" if len(value) > 8 else "[" + ", ".join(map(str, value)) + "]"
-        return str(value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return one_line(text, limit=200)
 
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}" if where else fault["msg"]
+    return one_line(f"{where}: {fault['msg']}" if where else fault["msg"], limit=400)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mavcli.errors import DiskError, WeightsError
-from mavcli.files import make_folder, write_bytes
+from mavcli.files import file_sha256, make_folder, write_bytes
 from mavcli.recipe.share import cache_dir
 from mavcli.weights.safety import read_index_of
 
@@ -107,6 +107,39 @@ class TensorFile:
         return Reading(self.path, stamp, dict(self.sums), facts)
 
 
+@dataclass(frozen=True)
+class Digested:
+    """A file of another's that is read by another's reader, and the SHA-256 of what it held when this was made."""
+
+    path: Path
+    sha256: str
+    stamp: tuple[int, ...]
+    settled: bool
+    """Whether a later change shows in the file's times."""
+
+    @classmethod
+    def of(cls, path: Path) -> Digested:
+        """Raises WeightsError where it cannot be read."""
+        try:
+            stamp = stamp_of(path)
+            found = cls(path, file_sha256(path), stamp, _is_settled(stamp))
+        except OSError as error:
+            raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """To be called when it was read: raises WeightsError where that may have been another file's bytes."""
+        try:
+            same = stamp_of(self.path) == self.stamp and (
+                self.settled or file_sha256(self.path) == self.sha256
+            )
+        except OSError:
+            same = False
+        if not same:
+            raise changed(self.path)
+
+
 def changed(path: Path) -> WeightsError:
     """A file that was not the same from beginning to end."""
     return WeightsError(f"{path} changed while it was read", hint="the same command again")
@@ -127,10 +160,7 @@ def recorded(reading: Reading) -> str | None:
 
 def record(reading: Reading, sha256: str) -> None:
     """Remember the digest of what was read. Nothing is kept of a file that may still change unseen."""
-    if reading.stamp is None:
-        return
-    _, written, altered, *_ = reading.stamp
-    if time.time_ns() - max(written, altered) < _SETTLED_S * 1e9:
+    if reading.stamp is None or not _is_settled(reading.stamp):
         return
     told = {
         "path": str(reading.path.absolute()),
@@ -155,6 +185,11 @@ def _make_room(folder: Path) -> None:
 def _place(path: Path) -> Path:
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
     return cache_dir() / "digests" / f"{name}.json"
+
+
+def _is_settled(stamp: tuple[int, ...]) -> bool:
+    _, written, altered, *_ = stamp
+    return time.time_ns() - max(written, altered) >= _SETTLED_S * 1e9
 
 
 def stamp_of(file: Path | int) -> tuple[int, ...]:

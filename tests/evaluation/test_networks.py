@@ -342,3 +342,17 @@ def test_c3d_s_input_is_bgr_less_the_mean_clip() -> None:
     assert found.shape == (1, 3, 16, 112, 112)
     # red 1, green 0, blue -1: as BGR grey levels 0, 128, 256, less 0, 1, 2
     assert found[0, :, 5, 7, 7].tolist() == [0.0, 127.0, 254.0]
+
+
+def test_a_measuring_network_whose_file_changed_since_it_was_digested_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features would be kept, and told, under the digest of the file that was there before."""
+    path = tmp_path / "i3d.pt"
+    path.write_bytes(b"as published")
+    monkeypatch.setattr("mavcli.evaluation.networks.load_i3d", lambda path, eps: torch.nn.Identity())
+    unchanged, network = I3DFeatures(path), I3DFeatures(path)
+    assert unchanged._network is not None
+    path.write_bytes(b"as exchanged")
+    with pytest.raises(WeightsError, match=re.escape(f"{path} changed while it was read")):
+        network.features(torch.zeros(1, 3, 9, 224, 224))

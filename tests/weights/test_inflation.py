@@ -158,7 +158,7 @@ def test_the_proof_looks_at_each_frame(tmp_path: Path) -> None:
         ("prior", PriorSpec(width=8, layers=1, num_heads=1), "none", "only `decoder` and `sr_l`"),
         ("sr_l", SPECS["pocket sr"], "mask", "only a decoder becomes ↑F"),
         ("decoder_t", Family("", SPECS["adm plain"]).inflated(), "none", "have temporal layers already"),
-        ("decoder", SPECS["adm plain"], "none", "it is of another network"),
+        ("decoder", SPECS["adm plain"], "none", "does not fit its own description"),
     ],
 )
 def test_weights_that_cannot_be_inflated_are_refused(

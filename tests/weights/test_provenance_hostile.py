@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from mavcli.cli.app import run
+from mavcli.cli.weights import _state
 from mavcli.engine.assemble import load_clip, load_network
 from mavcli.errors import WeightsError
 from mavcli.models.clip_towers import ClipTowers
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Cascade, ClipPart, Recipe
 from mavcli.specs import ClipSpec, UNetSpec
-from mavcli.weights.provenance import WeightsHeader, content_sha256, load_weights, save_weights
+from mavcli.weights.provenance import WeightsHeader, content_sha256, load_weights, read_header, save_weights
+from mavcli.weights.shelf import check_weights
 
 SPEC = UNetSpec(
     image_size=8, model_channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), norm_groups=4,
@@ -109,6 +112,74 @@ def test_a_crafted_file_is_refused_in_one_line(tmp_path: Path, content: bytes, t
     assert time.process_time() - started < 1
     assert "decoder.safetensors" in caught.value.message and "\n" not in caught.value.message
     assert len(caught.value.message) < 600 + len(str(path)) and caught.value.exit_code == 3
+
+
+def described(path: Path, role: str, **spec: object) -> None:
+    """A file of two tensors whose header describes the network `spec`."""
+    header = {**json.loads(HEADER), "role": role, "spec": spec}
+    index = {**good(), "__metadata__": {"mav": json.dumps(header)}}
+    path.write_bytes(packed(index, bytes(16)))
+
+
+@pytest.mark.parametrize(
+    ("role", "spec"),
+    [
+        ("decoder", {"num_res_blocks": 10**8}),
+        ("decoder", {"num_res_blocks": [10**8, -(10**8), 1, 1]}),
+        ("decoder", {"channel_mult": [1] * 100_000, "num_res_blocks": 1}),
+        ("decoder", {"channel_mult": [1e300]}),
+        ("decoder", {"model_channels": 10**12}),
+        ("decoder", {"norm_groups": 7}),
+        ("prior", {"layers": 10**8}),
+        ("clip", {"text_layers": 10**8, "vision_layers": [1, 1, 1, 1], "vocabulary": ["a"]}),
+        ("clip", {"text_context": 10**8, "vision_layers": [1, 1, 1, 1], "vocabulary": ["a"]}),
+        ("classifier", {"widths": [10**9] * 50}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_a_description_of_far_more_than_the_file_holds_is_refused_before_anything_is_built(
+    tmp_path: Path, role: str, spec: dict[str, object]
+) -> None:
+    path = tmp_path / f"{role}.safetensors"
+    described(path, role, **spec)
+    started = time.process_time()
+    with pytest.raises(WeightsError, match="does not fit its own description|describes no network") as caught:
+        check_weights(path, _state(path, read_header(path)))
+    assert time.process_time() - started < 3
+    assert str(path) in caught.value.message and "\n" not in caught.value.message
+
+
+EVIL = "all is\nwell\r\x1b[31m red \u202e back\x07"
+
+
+def test_no_text_of_a_header_gets_a_second_line_or_a_control_character_onto_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "clip.safetensors"
+    texts = dict.fromkeys(("licence", "source", "importer", "recipe_sha256"), EVIL)
+    parent = {"role": EVIL, "content_sha256": EVIL, "source": EVIL}
+    more = {"parents": [parent], "imported_from": [{"name": EVIL, "sha256": EVIL}]}
+    spec = {"vocabulary": [EVIL, "b"], "vision_layers": [1, 1, 1, 1], "pretrained": EVIL}
+    header = {**json.loads(HEADER), **texts, **more, "role": "clip", "spec": spec}
+    path.write_bytes(packed({**good(), "__metadata__": {"mav": json.dumps(header)}}, bytes(16)))
+    plain = tmp_path / "decoder.safetensors"
+    text = json.dumps({**json.loads(HEADER), **texts, **more})
+    plain.write_bytes(packed({**good(), "__metadata__": {"mav": text}}, bytes(16)))
+    for command, file in (("show", path), ("check", plain)):
+        run(["weights", command, str(file)])
+        found = capsys.readouterr()
+        lines = (found.out + found.err).splitlines()
+        assert all(line.isprintable() and not line.startswith("well") for line in lines), lines
+    run(["weights", "show", str(path), "--json"])
+    assert not re.search(r"[\x00-\x1f]", capsys.readouterr().out.rstrip("\n"))
+    path.write_bytes(
+        packed({**good(), "__metadata__": {"mav": HEADER.replace('"decoder"', json.dumps(EVIL))}}, bytes(16))
+    )
+    assert run(["weights", "show", str(path)]) == 3
+    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(WeightsError) as caught:
+        read_header(path)
+    assert caught.value.message.isprintable()
 
 
 def test_the_file_that_the_crafted_ones_differ_from_is_read(tmp_path: Path) -> None:
