@@ -90,10 +90,10 @@ def test_a_decompression_bomb_is_refused_before_decoding():
     head = b"IHDR" + struct.pack(">2I5B", 12000, 11000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
     data += b"\0\0\0\x08IDATxxxxxxxxxxxx"
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError, match=r"PNG image of 12000 x 11000 px \(132 MP\), wanted at most 128 MP"):
         read_image(data)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_every_awkward_file_ends_in_a_picture_or_an_input_error(shared_data):
             path = shared_data / folder / entry["file"]
             pillow = entry.get("pillow")
             readable = isinstance(pillow, dict) and pillow["size"][0] * pillow["size"][1] < 64e6
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 picture = read_image(path)
             except InputError as error:
@@ -370,7 +370,7 @@ def test_every_awkward_file_ends_in_a_picture_or_an_input_error(shared_data):
                 assert (
                     picture.shape == (pillow["size"][1], pillow["size"][0], 3) and picture.dtype == np.uint8
                 )
-            assert time.perf_counter() - started < 10
+            assert time.process_time() - started < 10
 
 
 def test_png_round_trip_keeps_pixels_and_words(tmp_path):
