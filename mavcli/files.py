@@ -233,6 +233,22 @@ def link_or_copy(source: Path, target: Path) -> None:
             os.unlink(temporary)
 
 
+def sealed(text: str, *, comment: str) -> str:
+    """A text with a last line that says what it was: a comment (`# {}`, `<!-- {} -->`) with its SHA-256."""
+    text = text.rstrip("\n") + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return text + comment.format(f"mav rewrites this file while its text has the SHA-256 {digest}") + "\n"
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a text is as mav wrote it, by its seal: what somebody wrote or changed is theirs."""
+    try:
+        text, _, seal = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+    except (OSError, ValueError):
+        return False
+    return hashlib.sha256(f"{text}\n".encode()).hexdigest() in seal
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file in one write; a line that a crash cut short stays behind, alone. Raises DiskError."""
     with writing(path):

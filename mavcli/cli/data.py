@@ -10,9 +10,13 @@ import typer
 from mavcli.cli.console import Console, cache_dir, duration, size, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption, SeedOption, SetOption
 from mavcli.errors import InputError
+from mavcli.files import make_folder, refuse_existing
 
 if TYPE_CHECKING:
     from mavcli.data.check import Checked
+
+_SHEET_OF = "mav_data_check"
+"""The PNG's text that says whose contact sheet it is."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Check and prepare training data.")
 
@@ -42,6 +46,7 @@ def check(
         Path | None, typer.Option("--sheet", metavar="FILE", help="Where the contact sheet goes.")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Decode every file anew.")] = False,
+    force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -56,6 +61,8 @@ def check(
     from mavcli.recipe.load import load_recipe
 
     with Console(quiet=quiet, json=json) as console:
+        if sheet is not None and sheet.exists() and not _is_sheet_of(sheet, directory):
+            refuse_existing(sheet, force, hint="--force overwrites it, --sheet chooses another name")
         curriculum = None if recipe is None else load_recipe(recipe).recipe.stage("decoder_t").fps
         done = 0
 
@@ -80,8 +87,9 @@ def check(
                 else Path(directory).resolve().name
             )
             path = sheet or cache_dir() / "sheets" / f"{name or 'data'}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(path, found.sheet, overwrite=True)
+            make_folder(path.parent)
+            own = force or sheet is None or _is_sheet_of(path, directory)
+            write_png(path, found.sheet, overwrite=own, metadata={_SHEET_OF: directory})
         for line in _lines(found, frames):
             console.result(line)
         if path is not None:
@@ -89,6 +97,18 @@ def check(
         console.result_object(_object(found, frames, path))
         if not found.rows:
             raise InputError(f"`{found.root}` holds nothing that can be trained on")
+
+
+def _is_sheet_of(path: Path, directory: str) -> bool:
+    """Whether `path` is a contact sheet that an earlier check of the same folder drew."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            return image.info.get(_SHEET_OF) == directory
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 @app.command("preview", short_help="Write a picture of what a stage will really see.")

@@ -58,12 +58,13 @@ def export_weights(
     from mavcli.cli.weights import named_weights
     from mavcli.recipe.load import load_recipe
     from mavcli.weights.export import export_diffusers, export_single_files
-    from mavcli.weights.model_card import read_metrics, write_card
+    from mavcli.weights.model_card import read_metrics, refuse_card, write_card
 
     with Console(quiet=quiet, json=json) as console:
         loaded = None if recipe is None else load_recipe(recipe, sets=sets or ())
         measured = None if metrics is None else read_metrics(metrics)
         sources = named_weights(what)
+        refuse_card(out, force=force)
         exporting = export_diffusers if to == "diffusers" else export_single_files
         done = exporting(sources, out, force=force, report=console)
         card = write_card(

@@ -99,7 +99,12 @@ def import_weights(
         )
         recipe = None
         if layout in ("karlo", "unclip-diffusers"):
-            recipe = write_recipe(folder, plans, name=folder.absolute().name)
+            recipe = write_recipe(folder, plans, name=folder.absolute().name, force=force)
+            if recipe is None:
+                console.warning(
+                    f"{folder / 'recipe.yaml'} is not as mav wrote it and stays as it is: "
+                    f"--force rewrites it with {', '.join(f'`{plan.role}`' for plan in plans)}"
+                )
         console.close()
         for imported, entry in zip(done, told, strict=True):
             bytes_ = sum(file.stat().st_size for file in imported.files)

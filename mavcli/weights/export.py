@@ -20,6 +20,7 @@ from mavcli.weights.keymap import KeyTable
 from mavcli.weights.provenance import (
     StoredWeights,
     WeightsHeader,
+    load_weights,
     read_header,
     refuse_existing,
     save_weights,
@@ -64,15 +65,29 @@ def export_single_files(
     for source, target in targets.items():
         if target.absolute() == source.absolute():
             raise DiskError(f"{target} is the source itself", hint="--out chooses another folder")
-        refuse_existing(target, force=force)
+        if not _is_copy(source, target):
+            refuse_existing(target, force=force)
     for source, target in targets.items():
         header = read_header(source)
+        if not force and _is_copy(source, target):
+            report.message(f"{target} is there already")
+            done.files.append(target)
+            done.networks[source.stem] = (header, target)
+            continue
         report.message(f"{source.stem}: {header.role}")
         stored = StoredWeights(source, sha256=header.content_sha256)
         files = save_weights(target, stored, header, max_shard_bytes=_ONE_FILE)
         done.files += files
         done.networks[source.stem] = (read_header(target), target)
     return done
+
+
+def _is_copy(source: Path, target: Path) -> bool:
+    """Whether an earlier export of `source` wrote `target`, and it is whole."""
+    try:
+        return target.is_file() and read_header(target) == read_header(source) and bool(load_weights(target))
+    except WeightsError:
+        return False
 
 
 def export_diffusers(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from mavcli.errors import DiskError, UsageError, WeightsError
-from mavcli.files import write_text
+from mavcli.files import is_sealed, sealed, sweep, write_text
 from mavcli.recipe.load import load_recipe
 from mavcli.report import Report, Silent
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
@@ -25,10 +25,12 @@ from mavcli.weights import adm, karlo, unclip
 from mavcli.weights.provenance import (
     SourceFile,
     WeightsHeader,
+    load_weights,
     read_header,
     refuse_existing,
     save_weights,
     spec_class,
+    weight_files,
 )
 from mavcli.weights.source import Plan, read_config, shapes_of
 
@@ -108,35 +110,66 @@ def run_import(
     report: Report | None = None,
     command: str = "",
 ) -> list[Imported]:
-    """Convert and write the networks of `plans` into the folder `out`, and Karlo's recipe beside them.
+    """Convert and write the networks of `plans` into the folder `out`. What the same import left there before stays.
 
-    Raises DiskError where a target exists and `force` is not given, or the disk is too small; WeightsError on nan or inf.
+    Raises DiskError where something else is there and `force` is not given, or the disk is too small; WeightsError on nan
+    or inf.
     """
     report = report or Silent()
-    _check_targets(plans, out, dtype, force=force)
-    total = sum(_bytes(plan, dtype) for plan in plans)
-    report.plan(2 * total)
+    if not plans:
+        raise WeightsError("nothing to import")
+    if out.is_dir():
+        sweep(out, again=True)
     digests: dict[Path, str] = {}
-    done = []
-    for plan in plans:
-        report.message(f"{plan.name}: {plan.what}, {_millions(plan)} M parameters")
-        report.stage(plan.name, 2 * _bytes(plan, dtype))
+
+    def header_of(plan: Plan) -> WeightsHeader:
         for file in plan.tensors.files:
             digests[file] = digests.get(file) or plan.tensors.sha256(file)
-        header = WeightsHeader(
+        return WeightsHeader(
             role=plan.role,
             spec=plan.spec,
             schedule=plan.schedule,
             licence=plan.licence,
-            source=command or f"mav weights import --as {layout}",
+            source=(command or f"mav weights import --as {layout}")
+            + (f" --dtype {dtype}" if dtype != "keep" else ""),
             importer=f"mav weights import --as {layout}",
             imported_from=tuple(SourceFile(name=f.name, sha256=digests[f]) for f in plan.tensors.files),
         )
+
+    there = set()
+    for plan in plans:
         target = out / f"{plan.name}.safetensors"
+        if not force and weight_files(target):
+            if not _is_of(target, header_of(plan)):
+                refuse_existing(target, force=False)
+            there.add(plan.name)
+    _check_room([plan for plan in plans if plan.name not in there], out, dtype)
+    total = sum(_bytes(plan, dtype) for plan in plans if plan.name not in there)
+    report.plan(2 * total)
+    done = []
+    for plan in plans:
+        target = out / f"{plan.name}.safetensors"
+        if plan.name in there:
+            report.message(f"{target} is there already, of the same import")
+            done.append(Imported(plan, tuple(weight_files(target)), read_header(target), count(plan)))
+            continue
+        report.message(f"{plan.name}: {plan.what}, {_millions(plan)} M parameters")
+        report.stage(plan.name, 2 * _bytes(plan, dtype))
+        header = header_of(plan)
         tensors = _Typed(plan.table.convert(plan.tensors), dtype, report)
         files = save_weights(target, tensors, header, max_shard_bytes=MAX_SHARD_BYTES)
         done.append(Imported(plan, tuple(files), read_header(target), count(plan)))
     return done
+
+
+def _is_of(target: Path, header: WeightsHeader) -> bool:
+    """Whether an import of this header wrote `target`, and it is whole."""
+    try:
+        found = read_header(target)
+        same = found.model_copy(update={"content_sha256": ""}) == header
+        return same and bool(load_weights(target))  # which looks at every byte
+    except WeightsError:
+        return False
 
 
 def count(plan: Plan) -> int:
@@ -144,13 +177,16 @@ def count(plan: Plan) -> int:
     return sum(math.prod(shape) for shape in shapes_of(plan.spec).values())
 
 
-def write_recipe(out: Path, plans: Sequence[Plan], *, name: str) -> Path:
+def write_recipe(out: Path, plans: Sequence[Plan], *, name: str, force: bool = False) -> Path | None:
     """`out`/recipe.yaml for a family of Karlo's networks, with their schedules and published samplers.
 
-    What the recipe says already of networks that are not in `plans` stays. Decoder and super-resolution are given temporal
+    None where somebody wrote or changed the one that is there, which stays unless `force`. What mav's own says already of
+    networks that are not in `plans` stays. Decoder and super-resolution are given temporal
     layers, which `mav inflate` adds to the weights. The file is checked by loading it.
     """
     path = out / RECIPE
+    if path.is_file() and not (force or is_sealed(path)):
+        return None
     if path.is_file():
         recipe = read_config(path)
     else:
@@ -176,7 +212,7 @@ def write_recipe(out: Path, plans: Sequence[Plan], *, name: str) -> Path:
             part["network"] |= {"temporal": "p3d"}
             part |= {"size": plan.spec.image_size, "enlarge": "bicubic-antialias"}
     about = f"# Written by `mav weights import`. `mav inflate {out}/decoder.safetensors --out {out}` adds the temporal layers.\n"
-    text = about + yaml.safe_dump(recipe, sort_keys=False, width=110)
+    text = sealed(about + yaml.safe_dump(recipe, sort_keys=False, width=110), comment="# {}")
     write_text(path, text, overwrite=True)
     load_recipe(path)
     return path
@@ -228,12 +264,7 @@ def _chosen(plans: list[Plan], roles: Sequence[str], source: Path) -> list[Plan]
     return plans
 
 
-def _check_targets(plans: Sequence[Plan], out: Path, dtype: DType, *, force: bool) -> None:
-    if not plans:
-        raise WeightsError("nothing to import")
-    for plan in plans:
-        target = out / f"{plan.name}.safetensors"
-        refuse_existing(target, force=force)
+def _check_room(plans: Sequence[Plan], out: Path, dtype: DType) -> None:
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     needed, free = sum(_bytes(plan, dtype) for plan in plans), shutil.disk_usage(there).free
     if free < 1.05 * needed:

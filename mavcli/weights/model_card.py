@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mavcli.errors import UsageError
-from mavcli.files import write_text
+from mavcli.errors import DiskError, UsageError
+from mavcli.files import is_sealed, sealed, write_text
 from mavcli.recipe.load import as_yaml
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import UNetSpec
@@ -51,6 +51,16 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return value
 
 
+def refuse_card(out: Path, *, force: bool) -> None:
+    """DiskError where `out`/README.md is not mav's own, unchanged, and `force` is not given; before anything is written."""
+    path = out / "README.md"
+    if not force and path.exists() and not is_sealed(path):
+        raise DiskError(
+            f"{path} exists and is no card as mav wrote it",
+            hint="--force overwrites it, --out chooses another folder",
+        )
+
+
 def write_card(
     out: Path,
     done: Exported,
@@ -60,7 +70,7 @@ def write_card(
     data: str | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Card:
-    """`out`/README.md for what was exported. An older card of the same name is replaced. Raises DiskError."""
+    """`out`/README.md for what was exported; `refuse_card` says whether it may be. Raises DiskError."""
     missing = [
         name
         for name, told in (("the recipe", recipe), ("the training data", data), ("metrics", metrics))
@@ -80,7 +90,7 @@ def write_card(
         *_recipe(recipe),
     ]
     path = out / "README.md"
-    write_text(path, "\n".join(lines).rstrip() + "\n", overwrite=True)
+    write_text(path, sealed("\n".join(lines), comment="<!-- {} -->"), overwrite=True)
     return Card(path, tuple(missing))
 
 

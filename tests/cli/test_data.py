@@ -104,3 +104,16 @@ def test_check_says_what_there_is_to_say_of_a_picture(tmp_path: Path, capsys: Ca
     assert run(["data", "check", str(tmp_path), "--kind", "image"]) == 0
     out = capsys.readouterr().out
     assert "is an animation of 3 frames, of which the first is taken" in out and "x.avif  64 x 48" in out
+
+
+def test_a_picture_that_is_no_sheet_of_the_folder_is_not_overwritten(
+    videos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    check = ["data", "check", str(videos), "--sheet", str(sheet), "-q"]
+    write_png(sheet, np.zeros((8, 8, 3), np.uint8))
+    mine = sheet.read_bytes()
+    assert run(check) == 6 and sheet.read_bytes() == mine
+    assert "sheet.png` exists" in capsys.readouterr().err
+    assert run([*check, "--force"]) == 0 and sheet.read_bytes() != mine
+    assert run(check) == 0, "an earlier sheet of the same folder is drawn anew"

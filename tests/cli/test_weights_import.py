@@ -68,15 +68,62 @@ def test_one_network_is_imported_in_another_type_and_the_rest_later(
     kinds = {name: info.dtype for name, info in index.items()}
     assert kinds["out_proj.weight"] == "BF16" and kinds["clip_mean"] == kinds["clip_std"] == "F32"
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("steps: 25", "steps: 12"))
     assert run([*base, "--role", "decoder"]) == 0
     parts = load_recipe(recipe).recipe.cascade
-    assert parts.prior.sampler.steps == 12, "what was changed by hand stays"
     assert parts.decoder.network.text == "clip" and parts.sr_l.kind == "none"
+    before = (tmp_path / "decoder.safetensors").stat().st_mtime_ns
+    assert run([*base, "--role", "decoder"]) == 0, "the same import again has its result already"
+    assert (tmp_path / "decoder.safetensors").stat().st_mtime_ns == before
     capsys.readouterr()
-    assert run([*base, "--role", "decoder"]) == 6
+    assert run([*base, "--role", "decoder", "--dtype", "bfloat16"]) == 6
     assert "decoder.safetensors exists\nhint: --force overwrites it" in capsys.readouterr().err
     assert run([*base, "--role", "decoder", "--force"]) == 0
+
+
+def test_a_recipe_that_somebody_wrote_or_changed_stays_as_it_is(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["weights", "import", str(release), "--as", "karlo", "--out", str(tmp_path), "-q"]
+    assert run([*base, "--role", "prior"]) == 0
+    recipe = tmp_path / "recipe.yaml"
+    mine = "# my notes\n" + recipe.read_text().replace("steps: 25", "steps: 12")
+    recipe.write_text(mine)
+    capsys.readouterr()
+    assert run([*base, "--role", "decoder"]) == 0
+    assert recipe.read_text() == mine and "stays as it is: --force rewrites it" in capsys.readouterr().err
+    assert run([*base, "--role", "decoder", "--force"]) == 0
+    parts = load_recipe(recipe).recipe.cascade
+    assert parts.prior.sampler.steps == 12 and parts.decoder.network.text == "clip"
+
+
+def test_an_import_that_was_killed_between_two_networks_goes_on_with_the_second(
+    release: Path, tmp_path: Path
+) -> None:
+    base = ["weights", "import", str(release), "--as", "karlo", "--out"]
+    assert run([*base, str(tmp_path / "whole"), "-q"]) == 0
+    assert run([*base, str(tmp_path / "killed"), "-q", "--role", "clip", "--role", "prior"]) == 0
+    (tmp_path / "killed" / "recipe.yaml").unlink()
+    assert run([*base, str(tmp_path / "killed"), "-q"]) == 0
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+
+
+def test_a_card_that_somebody_wrote_is_not_overwritten(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["weights", "import", str(release), "--as", "karlo", "--out", str(tmp_path / "family"), "-q"]
+    assert run([*base, "--role", "prior"]) == 0
+    export = ["weights", "export", str(tmp_path / "family" / "prior.safetensors"), "--to", "single-file"]
+    export += ["-q", "--out", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    card = tmp_path / "out" / "README.md"
+    card.write_text("# by hand\n")
+    assert run(export) == 6 and card.read_text() == "# by hand\n"
+    assert "README.md exists and is no card as mav wrote it" in capsys.readouterr().err
+    assert [path.name for path in card.parent.iterdir()] == ["README.md"], "said before anything is written"
+    assert run([*export, "--force"]) == 0 and run(export) == 0, "its own card is rewritten"
+    card.write_text(card.read_text() + "one more line\n")
+    assert run(export) == 6 and card.read_text().endswith("one more line\n")
 
 
 def test_a_dry_run_checks_every_key_and_writes_nothing(

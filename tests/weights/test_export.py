@@ -159,6 +159,10 @@ def test_single_files_are_the_same_weights_without_shards(family: Path, tmp_path
     assert done.files == [tmp_path / "decoder.safetensors", tmp_path / "prior.safetensors"]
     assert read_header(done.files[0]) == read_header(family / "decoder.safetensors")
     assert load_weights(done.files[0]).keys() == load_weights(family / "decoder.safetensors").keys()
+    before = done.files[0].stat().st_mtime_ns
+    assert export_single_files(sources(family, "decoder"), tmp_path).files == done.files[:1]
+    assert done.files[0].stat().st_mtime_ns == before, "the same export again has its result already"
+    done.files[0].write_bytes(done.files[1].read_bytes())
     with pytest.raises(DiskError, match="exists"):
         export_single_files(sources(family, "decoder"), tmp_path)
     with pytest.raises(DiskError, match="is the source itself"):
@@ -213,7 +217,9 @@ def test_the_card_tells_what_it_is_given_and_no_path_of_the_publisher(
     assert "`decoder_t` are untrained" in card and "per frame from the image network 0" in card
     assert "learned from clips without any words" in card
     lines = card.splitlines()
-    (tmp_path / "again.yaml").write_text("\n".join(lines[lines.index("```yaml") + 1 : -1]))
+    (tmp_path / "again.yaml").write_text(
+        "\n".join(lines[lines.index("```yaml") + 1 : lines.index("```", lines.index("```yaml"))])
+    )
     assert run(["recipe", "check", str(tmp_path / "again.yaml")]) == 0
     assert (
         run(["weights", "export", str(family), "--to", "diffusers", "-o", "x", "--metrics", "none.json"]) == 2
