@@ -13,13 +13,12 @@ from mavcli.cli.making import (
     FpsOption,
     FramesOption,
     Item,
-    Made,
     RandomOption,
     SecondsOption,
     Session,
     natural_frames,
     out_size,
-    read_source,
+    read_picture,
     shape_words,
     show_base,
     wanted_frames,
@@ -40,6 +39,7 @@ from mavcli.cli.options import (
 if TYPE_CHECKING:
     from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
+    from mavcli.engine.uses.film import Film
 
 
 def animate(
@@ -63,26 +63,27 @@ def animate(
 
     The networks see a square. --fit crop takes the centre of the picture; --fit pad shows all of it, with bars that are
     cut off the result. Nothing is distorted. Transparent parts become white. The result has the cascade's resolution.
+
+    Frame 0 is the picture itself at that size. Its detail goes along with what moves, as far as the drawn frames still show
+    the same thing; where they show something else, the picture fades into what was drawn.
     """
     with Console(quiet=quiet, json=json) as console:
         common = Common(recipe, sets or (), backend, out, seed, dry_run, force, random_weights)
         session = Session(console, "animate", common, fps=fps)
         total = wanted_frames(frames, seconds, fps=session.fps, natural=natural_frames(session.recipe))
         session.need("clip", "interp", "sr_l", "sr_h")
-        source = read_source(image, console, wanted="image")
+        source = read_picture(image, console)
         console.message(source.describe())
 
-        def make(cascade: Cascade, job: Job) -> Made:
-            from mavcli.engine.compose import network_view, without_bars
+        def make(cascade: Cascade, job: Job) -> Film:
             from mavcli.engine.randomness import Draw
-            from mavcli.media.frames import to_float, to_uint8
+            from mavcli.engine.uses.animate import animate as animated
+            from mavcli.engine.uses.animate import first_keys
 
-            draws, rate = [Draw(seed)], session.fps
-            seen = to_float(network_view(source.frames, cascade.size, fit))
-            base = cascade.animate(seen, draws, fps=rate)
-            show_base(session, job, base, fps=rate / cascade.skip)
-            video = to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0])
-            return Made(without_bars(video, *source.size) if fit == "pad" else video, rate)
+            draw, rate = Draw(seed), session.fps
+            keys = first_keys(cascade, source.pixels, draw, fps=rate, fit=fit)
+            show_base(session, job, keys, fps=rate / cascade.skip)
+            return animated(cascade, source.pixels, keys, draw, fps=rate, frames=total, fit=fit)
 
         def cost(cascade: Cascade) -> float:
             rest = cascade.cost_of_fill_up(cascade.window, total) + cascade.cost_of_enlarge(total)
@@ -99,6 +100,6 @@ def animate(
             shape=shape_words(total, size, size, session.fps),
             seed=seed,
             options={"fps": session.fps, "frames": total, "fit": fit},
-            inputs=(source,),
+            inputs=(image,),
         )
         session.run([item])

@@ -9,14 +9,15 @@ import typer
 
 from mavcli.cli.console import Console
 from mavcli.cli.making import (
+    MAX_STREAMED,
     Common,
     Item,
-    Made,
     RandomOption,
     Session,
     check_count,
-    read_source,
+    refuse_long,
     shape_words,
+    tell_footage,
     wanted_frames,
 )
 from mavcli.cli.options import (
@@ -35,6 +36,7 @@ from mavcli.cli.options import (
 if TYPE_CHECKING:
     from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
+    from mavcli.engine.uses.film import Film
 
 
 def extrapolate(
@@ -64,66 +66,53 @@ def extrapolate(
     """Make a clip longer by --seconds or --frames, at its own frame rate.
 
     ↑F slides over it: eight frames are known in each window, the other eight are new. The clip's own frames stand in the
-    result untouched, at their own resolution; the new ones come from the cascade and are enlarged or shrunk to it. The
-    networks see a square: with --fit crop the result is the clip's centre square, with --fit pad the whole frame (the bars
-    are cut off again).
+    result untouched, at their own resolution, with their sound. The new ones come from the cascade and are enlarged or shrunk
+    to it; the detail of the frame at the join goes along with what moves, as far as the drawn frames still show the same thing,
+    and fades where they show something else. Only the scene at the join is continued. The networks see a square: with --fit crop
+    the result is the clip's centre square, with --fit pad the whole frame (the bars are cut off again).
     """
     with Console(quiet=quiet, json=json) as console:
         common = Common(recipe, sets or (), backend, out, seed, dry_run, force, random_weights)
         session = Session(console, "extrapolate", common)
         session.need("clip", "interp", "sr_l", "sr_h")
-        source = read_source(clip, console, wanted="clip")
-        assert source.fps is not None
-        rate = float(source.fps)
-        new = wanted_frames(frames, seconds, fps=rate)
-        total = len(source.frames) + new
-        check_count(total)
-        console.message(source.describe())
-
         from mavcli.engine.compose import result_size
         from mavcli.engine.output import slug
+        from mavcli.engine.uses.extrapolate import cost_of_extrapolation, read_ends
+        from mavcli.media.video import probe
 
-        size = result_size(*source.size, fit)
-        before = {"forward": 0, "backward": new, "both": new // 2}[direction]
+        refuse_long(clip)
+        new = wanted_frames(frames, seconds, fps=probe(clip).fps, most=MAX_STREAMED)
+        refuse_long(clip, more=new)
+        parts = session.recipe.cascade
+        ends = read_ends(
+            clip,
+            size=parts.decoder.network.image_size,
+            context=max(parts.interp.window // 2, 1),
+            fit=fit,
+        )
+        footage = ends.footage
+        rate = float(footage.rate)
+        new = wanted_frames(frames, seconds, fps=rate, most=MAX_STREAMED)
+        known = footage.places()[1]
+        total = known + new
+        check_count(total, most=MAX_STREAMED)
+        tell_footage(footage, console)
+        size = result_size(*footage.size, fit)
 
-        def make(cascade: Cascade, job: Job) -> Made:
-            import numpy as np
-
-            from mavcli.engine.compose import Composite, kept_part, network_view
+        def make(cascade: Cascade, job: Job) -> Film:
             from mavcli.engine.randomness import Draw
-            from mavcli.media.frames import to_float, to_uint8
+            from mavcli.engine.uses.extrapolate import extrapolate as extended
 
-            draws = [Draw(seed)]
-            seen = to_float(network_view(source.frames, cascade.size, fit))[None]
-            video = cascade.extrapolate(seen, draws, frames=new, fps=rate, direction=direction)
-            # Only new frames are enlarged: the others are in the source at their own resolution.
-            large = [
-                to_uint8(cascade.enlarge(part, draws, fps=rate)[0])
-                for part in (video[:, :before], video[:, before + len(source.frames) :])
-                if part.shape[1]
-            ]
-            own = {before + i: frame for i, frame in enumerate(kept_part(source.frames, fit))}
-            side = large[0].shape[1]
-            blank = np.zeros((len(own), 1, 1, 3), np.uint8)  # never shown: these frames are the source's own
-            places = [np.broadcast_to(blank, (len(own), side, side, 3)), *large]
-            if before:
-                places[0], places[1] = places[1], places[0]
+            held = known - int((footage.places()[0] >= 0).sum())
+            standing = f", {held} more stand in gaps of it" if held else ""
             console.message(
-                f"{len(own)} frames are the clip's own, {new} come from the cascade: "
-                f"{side} px, brought to {size[1]} x {size[0]} px"
+                f"{known - held} frames are the clip's own{standing}, {new} come from the cascade: "
+                f"{cascade.out_size} px, brought to {size[1]} x {size[0]} px"
             )
-            assert source.fps is not None
-            return Made(Composite(np.concatenate(places), own, size=size), source.fps)
+            return extended(cascade, ends, Draw(seed), new=new, direction=direction, fit=fit)
 
         def cost(cascade: Cascade) -> float:
-            from mavcli.engine.windows import sliding_windows
-
-            slides = sum(
-                len(sliding_windows(len(source.frames), count, length=cascade.window))
-                for count in (before, new - before)
-            )
-            large = sum(cascade.cost_of_enlarge(count) for count in (before, new - before) if count)
-            return cascade.cost_of_slides(slides) + large
+            return cost_of_extrapolation(cascade, ends, new=new, direction=direction)
 
         item = Item(
             stem=f"{slug(clip.stem)}-{direction}-{seed}",
@@ -132,6 +121,7 @@ def extrapolate(
             shape=shape_words(total, *size, rate),
             seed=seed,
             options={"frames": new, "direction": direction, "fit": fit},
-            inputs=(source,),
+            inputs=(clip,),
+            sound=footage.sound,
         )
         session.run([item])

@@ -16,7 +16,6 @@ from mavcli.cli.making import (
     FpsOption,
     FramesOption,
     Item,
-    Made,
     RandomOption,
     SecondsOption,
     Session,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
     from mavcli.engine.family import Piece
+    from mavcli.engine.uses.film import Film
 
 
 Kind = Literal["video", "draft", "keys", "still"]
@@ -201,23 +201,24 @@ def _items(session: Session, text: str, stem: str, plan: _Plan) -> list[Item]:
 
 
 def _maker(session: Session, text: str, sample: int, plan: _Plan) -> Any:
-    def make(cascade: Cascade, job: Job) -> Made:
+    def make(cascade: Cascade, job: Job) -> Film:
         from mavcli.engine.randomness import Draw
+        from mavcli.engine.uses.film import whole
         from mavcli.media.frames import to_uint8
 
         draws, fps = [Draw(session.common.seed, sample)], session.fps
         embedding = cascade.image_embedding([text], draws)
         if plan.kind == "still":
             picture = cascade.enlarge(cascade.decode(embedding, draws, fps=fps, frames=1), draws, fps=fps)
-            return Made(to_uint8(picture[0]), fps)
+            return whole(to_uint8(picture[0]), fps)
         base = cascade.decode(embedding, draws, fps=fps)
         rate = fps / cascade.skip
         if plan.kind == "draft":
-            return Made(to_uint8(base[0]), rate)
+            return whole(to_uint8(base[0]), rate)
         show_base(session, job, base, fps=rate)
         if plan.kind == "keys":
-            return Made(to_uint8(cascade.enlarge(base[:, : plan.frames], draws, fps=rate)[0]), rate)
-        return Made(to_uint8(cascade.finish(base, draws, fps=fps, frames=plan.frames)[0]), fps)
+            return whole(to_uint8(cascade.enlarge(base[:, : plan.frames], draws, fps=rate)[0]), rate)
+        return whole(to_uint8(cascade.finish(base, draws, fps=fps, frames=plan.frames)[0]), fps)
 
     return make
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mavcli.cli.console import Console
 from mavcli.cli.making import (
+    MAX_STREAMED,
     Common,
     FpsOption,
     Item,
-    Made,
     RandomOption,
     Session,
-    Source,
     check_count,
-    read_source,
+    is_picture,
+    read_picture,
+    refuse_long,
     shape_words,
+    tell_footage,
 )
 from mavcli.cli.options import (
     BackendOption,
@@ -38,6 +40,7 @@ from mavcli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
+    from mavcli.engine.uses.film import Film
     from mavcli.media.frames import Fit, Frames
 
 
@@ -55,6 +58,13 @@ def interpolate(
             "--frames", min=3, metavar="N", help="Of pictures: frames from each to the next, both counted."
         ),
     ] = None,
+    keep_source: Annotated[
+        bool,
+        typer.Option(
+            "--keep-source",
+            help="Show the source's own frames untouched: sharper than those between them, so the result may flicker.",
+        ),
+    ] = False,
     fit: FitOption = "crop",
     seed: SeedOption = 0,
     recipe: RecipeOption = "pocket",
@@ -70,11 +80,13 @@ def interpolate(
     """Join pictures by motion, or raise the frame rate of a clip.
 
     Two pictures are the first and the last of 16 frames; then ↑F draws four more between each two of them: 76 frames
-    from each picture to the next. A clip's frames become K apart, with K - 1 new ones in between.
+    from each picture to the next. A clip's frames become K apart, with K - 1 new ones in between; it lasts as long as before, and
+    its sound is kept. Nothing is drawn from one scene to another: the frame before a cut stands until the cut.
 
-    The source's own frames stand in the result untouched, at their own resolution; those in between come from the cascade
-    and are enlarged or shrunk to it. The networks see a square: with --fit crop the result is the source's centre square,
-    with --fit pad the whole frame (the bars are cut off again). Pictures of other sizes are fitted to the first one's.
+    All frames have one sharpness: where those between show what the source shows, they and the source's own have its pixels;
+    elsewhere both are the cascade's, which sees them small and enlarges them. With --keep-source the source's own stand untouched
+    among frames of the cascade. The networks see a square: with --fit crop the result is the source's centre square, with
+    --fit pad the whole frame (the bars are cut off again). Pictures of other sizes are fitted to the first one's.
     """
     with Console(quiet=quiet, json=json) as console:
         common = Common(recipe, sets or (), backend, out, seed, dry_run, force, random_weights)
@@ -83,20 +95,26 @@ def interpolate(
         session = Session(console, "interpolate", common, fps=fps)
         session.need("clip", "interp", "sr_l", "sr_h")
         if len(files) == 1:
-            item = _clip_item(session, files[0], factor, between, fit)
+            item = _clip_item(session, files[0], factor, between, fit, keep_source)
         else:
             if factor is not None:
                 raise UsageError("--factor is for one video, pictures take --frames")
-            item = _pictures_item(session, files, between, fit)
+            item = _pictures_item(session, files, between, fit, keep_source)
         session.run([item])
 
 
-def _clip_item(session: Session, file: Path, factor: int | None, between: int | None, fit: Fit) -> Item:
+def _clip_item(
+    session: Session, file: Path, factor: int | None, between: int | None, fit: Fit, keep: bool
+) -> Item:
+    import numpy as np
+
+    from mavcli.engine.compose import network_view, result_size
     from mavcli.engine.output import slug
+    from mavcli.engine.uses.film import read_through
+    from mavcli.engine.uses.interpolate import cost_of_clip, timeline
     from mavcli.media.video import exact_rate
 
-    source = read_source(file, session.console, wanted="either")
-    if source.fps is None:
+    if is_picture(file):
         raise InputError(
             f"`{file}` is one picture, wanted two or more, or a video", hint=f"mav animate {file}"
         )
@@ -106,29 +124,55 @@ def _clip_item(session: Session, file: Path, factor: int | None, between: int | 
     factor = factor or 2
     if factor >= window:
         raise UsageError(f"--factor {factor}, ↑F sees {window} frames at once: at most {window - 1}")
-    if len(source.frames) < 2:
+    refuse_long(file, factor=factor)
+    small = session.recipe.cascade.decoder.network.image_size
+    views: list[Frames] = []
+    footage = read_through(file, lambda frame: views.append(network_view(frame[None], small, fit)[0]))
+    if len(footage) < 2:
         raise InputError(f"`{file}` has one frame, wanted at least two", hint=f"mav animate {file}")
-    session.console.message(source.describe())
-    return _item(
-        session,
-        [source],
-        source.frames,
-        [factor],
-        exact_rate(source.fps * factor),
-        fit,
-        f"{slug(file.stem)}-x{factor}",
-        {"factor": factor},
+    tell_footage(footage, session.console)
+    line = timeline(footage, factor=factor, window=window)
+    check_count(line.count, most=MAX_STREAMED)
+    size = result_size(*footage.size, fit)
+    fps = exact_rate(footage.rate * factor)
+
+    def make(cascade: Cascade, job: Job) -> Film:
+        from mavcli.engine.randomness import Draw
+        from mavcli.engine.uses.interpolate import between_frames
+
+        known = len(line.known)
+        held = line.count - known - line.drawn
+        standing = f", {held} stand still before a cut, a long gap or the end" if held else ""
+        session.console.message(
+            f"{known} frames are the clip's own, {line.drawn} come from the cascade{standing}: "
+            f"{cascade.out_size} px, brought to {size[1]} x {size[0]} px; {_shown(keep)}"
+        )
+        draw = Draw(session.common.seed)
+        stack = np.stack(views)
+        return between_frames(cascade, footage, stack, line, draw, rate=fps, fit=fit, keep_source=keep)
+
+    return Item(
+        stem=f"{slug(file.stem)}-x{factor}-{session.common.seed}",
+        make=make,
+        cost=lambda cascade: cost_of_clip(cascade, line),
+        shape=shape_words(line.count, *size, float(fps)),
+        seed=session.common.seed,
+        options={"factor": factor, "fps": str(fps), "fit": fit, "keep_source": keep},
+        inputs=(file,),
+        sound=footage.sound,
     )
 
 
-def _pictures_item(session: Session, files: list[Path], between: int | None, fit: Fit) -> Item:
+def _pictures_item(session: Session, files: list[Path], between: int | None, fit: Fit, keep: bool) -> Item:
     import numpy as np
 
+    from mavcli.engine.compose import result_size
     from mavcli.engine.output import slug
+    from mavcli.engine.uses.interpolate import cost_of_pictures, pictures_line
     from mavcli.media.frames import fit as fitted
     from mavcli.media.video import exact_rate
 
-    sources = [read_source(file, session.console, wanted="image") for file in files]
+    sources = [read_picture(file, session.console) for file in files]
     height, width = sources[0].size
     pictures = []
     for source in sources:
@@ -137,78 +181,54 @@ def _pictures_item(session: Session, files: list[Path], between: int | None, fit
             session.console.message(
                 f"{source.path.name} is fitted to the first picture's {width} x {height} px ({fit})"
             )
-        pictures.append(fitted(source.frames[0], (height, width), rule=fit))
-    part = session.recipe.cascade.interp
-    steps = (part.window - 1) * part.frame_skip if between is None else between - 1
-    if steps < part.window:
-        skips = [steps]
-    elif steps % (part.window - 1) == 0 and steps // (part.window - 1) < part.window:
-        skips = [part.window - 1, steps // (part.window - 1)]
-    else:
-        choices = ", ".join(str((part.window - 1) * n + 1) for n in range(1, part.window))
-        raise UsageError(f"--frames {between}, possible are 3 to {part.window}, or one of {choices}")
-    stem = "-".join(slug(file.stem)[:20] for file in files[:3]) + ("-etc" if len(files) > 3 else "")
+        pictures.append(fitted(source.pixels, (height, width), rule=fit))
+    skips = _skips(session, between)
+    apart = prod(skips)
+    line = pictures_line(len(pictures), apart)
+    check_count(line.count)
+    size = result_size(height, width, fit)
     fps = exact_rate(session.fps)
-    return _item(
-        session, sources, np.stack(pictures), skips, fps, fit, f"{stem}-interpolate", {"frames": between}
+
+    def make(cascade: Cascade, job: Job) -> Film:
+        from mavcli.engine.randomness import Draw
+        from mavcli.engine.uses.interpolate import between_pictures
+
+        session.console.message(
+            f"{len(pictures)} frames are the source's own, {line.drawn} come from the cascade: "
+            f"{cascade.out_size} px, brought to {size[1]} x {size[0]} px; {_shown(keep)}"
+        )
+        draw = Draw(session.common.seed)
+        return between_pictures(
+            cascade, np.stack(pictures), draw, skips=skips, rate=fps, fit=fit, keep_source=keep
+        )
+
+    stem = "-".join(slug(file.stem)[:20] for file in files[:3]) + ("-etc" if len(files) > 3 else "")
+    return Item(
+        stem=f"{stem}-interpolate-{session.common.seed}",
+        make=make,
+        cost=lambda cascade: cost_of_pictures(cascade, len(pictures), skips),
+        shape=shape_words(line.count, *size, float(fps)),
+        seed=session.common.seed,
+        options={"frames": between, "fps": str(fps), "fit": fit, "keep_source": keep},
+        inputs=tuple(files),
     )
 
 
-def _item(
-    session: Session,
-    sources: list[Source],
-    known: Frames,
-    skips: list[int],
-    fps: Fraction,
-    fit: Fit,
-    stem: str,
-    options: dict[str, Any],
-) -> Item:
-    """`known` frames (k, h, w, 3), the gaps between them filled by one pass of ↑F for each of `skips`."""
-    from math import prod
+def _skips(session: Session, between: int | None) -> list[int]:
+    """How far apart known frames are in each pass of ↑F, so that there are `between` from picture to picture."""
+    part = session.recipe.cascade.interp
+    steps = (part.window - 1) * part.frame_skip if between is None else between - 1
+    if steps < part.window:
+        return [steps]
+    if steps % (part.window - 1) == 0 and steps // (part.window - 1) < part.window:
+        return [part.window - 1, steps // (part.window - 1)]
+    choices = ", ".join(str((part.window - 1) * n + 1) for n in range(1, part.window))
+    raise UsageError(f"--frames {between}, possible are 3 to {part.window}, or one of {choices}")
 
-    from mavcli.engine.compose import result_size
 
-    apart = prod(skips)
-    total = (len(known) - 1) * apart + 1
-    check_count(total)
-    height, width = known.shape[1:3]
-    size = result_size(height, width, fit)
-
-    def make(cascade: Cascade, job: Job) -> Made:
-        from mavcli.engine.compose import Composite, kept_part, network_view
-        from mavcli.engine.randomness import Draw
-        from mavcli.media.frames import to_float, to_uint8
-
-        draws = [Draw(session.common.seed)]
-        video = to_float(network_view(known, cascade.size, fit))[None]
-        done = 1
-        for skip in skips:
-            done *= skip
-            video = cascade.interpolate(video, draws, skip=skip, fps=float(fps) * done / apart)
-        large = to_uint8(cascade.enlarge(video, draws, fps=float(fps))[0])
-        own = {i * apart: frame for i, frame in enumerate(kept_part(known, fit))}
-        session.console.message(
-            f"{len(own)} frames are the source's own, {total - len(own)} come from the cascade: "
-            f"{large.shape[2]} px, brought to {size[1]} x {size[0]} px"
-        )
-        return Made(Composite(large, own, size=size), fps)
-
-    def cost(cascade: Cascade) -> float:
-        from mavcli.engine.windows import key_windows
-
-        keys, windows = len(known), 0
-        for skip in skips:
-            windows += len(key_windows(keys, skip=skip, length=cascade.window)) if skip > 1 else 0
-            keys = (keys - 1) * skip + 1
-        return cascade.cost_of_windows(windows) + cascade.cost_of_enlarge(total)
-
-    return Item(
-        stem=f"{stem}-{session.common.seed}",
-        make=make,
-        cost=cost,
-        shape=shape_words(total, *size, float(fps)),
-        seed=session.common.seed,
-        options={**options, "fps": str(fps), "fit": fit},
-        inputs=tuple(sources),
+def _shown(keep: bool) -> str:
+    return (
+        "the source's own stand untouched, and sharper than the others"
+        if keep
+        else "all have one sharpness (--keep-source leaves the source's own untouched)"
     )

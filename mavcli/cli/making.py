@@ -8,13 +8,12 @@ import json as json_module
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,12 +27,17 @@ if TYPE_CHECKING:
     from mavcli.engine.cascade import Cascade
     from mavcli.engine.family import Family, Piece
     from mavcli.engine.output import Target
+    from mavcli.engine.uses.film import Film, Footage
     from mavcli.media.frames import Frames
+    from mavcli.media.video import Sound
     from mavcli.recipe.load import LoadedRecipe
     from mavcli.recipe.resolve import Resolved
     from mavcli.recipe.schema import Recipe
 
 MAX_FRAMES = 3000
+"""Of a result whose frames are held together."""
+MAX_STREAMED = 30_000
+"""Of a result whose frames go by: 10 minutes at 50 frames a second. The networks' views of them are held, 12 kB each."""
 
 FpsOption = Annotated[
     float | None,
@@ -98,26 +102,20 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What an item came to: frames (f, h, w, 3), or a sequence that makes them when asked, and their rate."""
-
-    frames: Frames | Sequence[Frames]
-    fps: Fraction | float
-
-
-@dataclass(frozen=True)
 class Item:
-    """One result to make. `make(cascade, job)` computes it; `cost(cascade)` says beforehand how long the bar is."""
+    """One result to make. `make(cascade, job)` computes it or begins to; `cost(cascade)` says beforehand how long the bar is."""
 
     stem: str
-    make: Callable[[Cascade, Job], Made]
+    make: Callable[[Cascade, Job], Film]
     cost: Callable[[Cascade], float]
     shape: str
     seed: int
     sample: int = 0
     prompt: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    inputs: tuple[Source, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    sound: Sound | None = None
+    """What is to be heard under it."""
     still: bool = False
     """Whether it is a picture and no video."""
     shows_base: bool = False
@@ -127,22 +125,19 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Source:
-    """An image or a video that was given: frames (f, h, w, 3); `fps` is None for a still."""
+class Picture:
+    """A still image that was given: (h, w, 3) uint8."""
 
     path: Path
-    frames: Frames
-    fps: Fraction | None
+    pixels: Frames
 
     @property
     def size(self) -> tuple[int, int]:
-        height, width = self.frames.shape[1:3]
+        height, width = self.pixels.shape[:2]
         return height, width
 
     def describe(self) -> str:
-        height, width = self.size
-        rate = "" if self.fps is None else f", {len(self.frames)} frames at {float(self.fps):.6g} fps"
-        return f"{self.path.name}: {width} x {height} px{rate}"
+        return f"{self.path.name}: {self.size[1]} x {self.size[0]} px"
 
 
 class Session:
@@ -188,6 +183,8 @@ class Session:
         failed: list[dict[str, Any]] = []
         cascade: Cascade | None = None
         waiting = [job for job in jobs if job.fault is None and job.finished is None]
+        for job in waiting:
+            self._holds_sound(job)
         if waiting:
             cascade = self._cascade()
             if self.kind != "generate" and self.recipe.cascade.clip.network.vocabulary is not None:
@@ -292,15 +289,23 @@ class Session:
         made = job.item.make(cascade, job)
         run = {**job.run, "timings": self.timed.seconds()}
         if job.item.still:
-            shown = write_still(job.target, made.frames[0], run=run, force=self.common.force)
+            picture = next(iter(made.frames))
+            shown = write_still(job.target, picture, run=run, force=self.common.force)
             spent = duration(sum(run["timings"].values()))
             self.console.message(f"a picture of {shown.width} x {shown.height} px in {spent}")
             facts = {"width": shown.width, "height": shown.height, "frames_sha256": shown.frames_sha256}
             return {**run, "frames": 1, **facts}
+
+        def passing() -> Iterator[Frames]:
+            yield from made.frames
+            run["timings"] = self.timed.seconds()  # the last stage works while its frames are written
+
         written = write_result(
             job.target,
-            made.frames,
+            passing(),
             fps=made.fps,
+            count=made.count,
+            sound=made.sound if self._holds_sound(job) else None,
             run=run,
             output=self.recipe.output,
             force=self.common.force,
@@ -321,6 +326,18 @@ class Session:
             "fps": written.fps,
             "frames_sha256": written.frames_sha256,
         }
+
+    def _holds_sound(self, job: Job) -> bool:
+        """Whether the file that an item goes to can hold its sound; if not, this is said with the one that can."""
+        sound, suffix = job.item.sound, job.target.video.suffix
+        if sound is None or sound.fits(suffix):
+            return sound is not None
+        other = sound.container()
+        self.console.warning(
+            f"{Path(sound.path).name}: its sound ({sound.codec}) cannot be kept in a `{suffix}` file, {job.target.video} is "
+            "silent" + (f"; `-o {job.target.video.with_suffix(other)}` keeps it" if other else "")
+        )
+        return False
 
     @cached_property
     def _described_once(self) -> dict[str, Any]:
@@ -346,7 +363,7 @@ class Session:
             "command": ["mav", *sys.argv[1:]],
             "prompt": item.prompt,
             "options": item.options,
-            "inputs": [{"path": str(s.path), "sha256": _file_sha256(s.path)} for s in item.inputs],
+            "inputs": [{"path": str(path), "sha256": _file_sha256(path)} for path in item.inputs],
             "seed": item.seed,
             "sample": item.sample,
             **self._described_once,
@@ -462,48 +479,55 @@ def _file_sha256(path: Path) -> str:
         return file_sha256(path)
 
 
-def read_source(
-    path: Path, console: Console, *, wanted: Literal["image", "clip", "either"] = "either"
-) -> Source:
-    """An image or a whole video from a file. A video with uneven frames is brought to its median rate, and this is said.
+def is_picture(path: Path) -> bool:
+    """Whether a file is a still image, by its content. Raises InputError."""
+    from mavcli.media.image import is_still
 
-    Raises InputError.
-    """
-    import numpy as np
+    return is_still(path)
 
-    from mavcli.media.image import describe_picture, is_still, read_image
-    from mavcli.media.video import read_clip
 
-    if is_still(path):
-        if wanted == "clip":
-            raise InputError(
-                f"`{path}` is {describe_picture(path)}, wanted a video",
-                hint=f"mav animate {shlex.quote(str(path))}",
-            )
-        notes: list[str] = []
-        picture = read_image(path, notes=notes)
-        for text in notes:
-            console.warning(f"{path.name} {text}")
-        return Source(path, picture[None], None)
-    if wanted == "image":
+def read_picture(path: Path, console: Console) -> Picture:
+    """A still picture, and what is odd about it said. Raises InputError."""
+    from mavcli.media.image import read_image
+
+    if not is_picture(path):
         raise _no_picture(path)
-    clip = read_clip(path)
-    for text in clip.warnings:
-        console.warning(f"{path.name}: {text}")
-    frames = clip.frames
-    if clip.vfr and len(frames) > 1:
-        even = np.arange(round((clip.times[-1] - clip.times[0]) * clip.fps) + 1) / clip.fps + clip.times[0]
-        if len(even) > MAX_FRAMES:
-            raise UsageError(
-                f"{path.name} has {len(even)} frames at {clip.fps:.6g} fps, at most {MAX_FRAMES} are taken"
-            )
-        right = np.clip(np.searchsorted(clip.times, even), 1, len(frames) - 1)
-        nearest = np.where(even - clip.times[right - 1] <= clip.times[right] - even, right - 1, right)
-        frames = frames[nearest]
-        console.message(
-            f"{path.name} has uneven frames: {len(frames)} of them are taken, nearest to an even {clip.fps:.6g} fps"
+    notes: list[str] = []
+    pixels = read_image(path, notes=notes)
+    for text in notes:
+        console.warning(f"{path.name} {text}")
+    return Picture(path, pixels)
+
+
+def refuse_long(path: Path, *, factor: int = 1, more: int = 0) -> None:
+    """Refuse a video that is none or would become too long, by its header and before it is decoded.
+
+    Raises InputError, UsageError.
+    """
+    from mavcli.media.image import describe_picture
+    from mavcli.media.video import probe
+
+    if is_picture(path):
+        raise InputError(
+            f"`{path}` is {describe_picture(path)}, wanted a video",
+            hint=f"mav animate {shlex.quote(str(path))}",
         )
-    return Source(path, frames, clip.rate)
+    check_count(probe(path).frames * factor + more, most=MAX_STREAMED)
+
+
+def tell_footage(footage: Footage, console: Console) -> None:
+    """What a video is, and what was odd about it."""
+    height, width = footage.size
+    name = footage.path.name
+    for text in footage.warnings:
+        console.warning(f"{name}: {text}")
+    rate = float(footage.rate)
+    console.message(f"{name}: {width} x {height} px, {len(footage)} frames at {rate:.6g} fps")
+    if footage.cuts:
+        shown = ", ".join(f"{footage.times[cut]:.2f} s" for cut in footage.cuts[:6])
+        more = ", ..." if len(footage.cuts) > 6 else ""
+        noun = "a cut" if len(footage.cuts) == 1 else f"{len(footage.cuts)} cuts"
+        console.message(f"{name}: {noun} at {shown}{more}: nothing is drawn from one scene to another")
 
 
 def _no_picture(path: Path) -> InputError:
@@ -563,7 +587,12 @@ def _near(word: str, vocabulary: tuple[str, ...]) -> list[str]:
 
 
 def wanted_frames(
-    frames: int | None, seconds: float | None, *, fps: float, natural: int | None = None
+    frames: int | None,
+    seconds: float | None,
+    *,
+    fps: float,
+    natural: int | None = None,
+    most: int = MAX_FRAMES,
 ) -> int:
     """How many frames --frames or --seconds ask for; `natural` where neither is given."""
     if frames is not None and seconds is not None:
@@ -575,14 +604,14 @@ def wanted_frames(
     count = natural if frames is None else frames
     if count is None:
         raise UsageError("neither --frames nor --seconds is given", hint="give one of them")
-    check_count(count)
+    check_count(count, most=most)
     return count
 
 
-def check_count(count: int) -> None:
+def check_count(count: int, *, most: int = MAX_FRAMES) -> None:
     """UsageError for more frames than one result may have."""
-    if count > MAX_FRAMES:
-        raise UsageError(f"{count} frames, one result has at most {MAX_FRAMES}", hint="make it in pieces")
+    if count > most:
+        raise UsageError(f"{count} frames, one result has at most {most}", hint="make it in pieces")
 
 
 def natural_frames(recipe: Recipe) -> int:

@@ -13,15 +13,14 @@ from mavcli.cli.making import (
     FpsOption,
     FramesOption,
     Item,
-    Made,
     RandomOption,
     SecondsOption,
     Session,
-    Source,
     check_prompt,
+    is_picture,
     natural_frames,
     out_size,
-    read_source,
+    read_picture,
     shape_words,
     show_base,
     wanted_frames,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
     from mavcli.cli.making import Job
     from mavcli.engine.cascade import Cascade
+    from mavcli.engine.uses.film import Film
 
 
 def vary(
@@ -82,7 +82,7 @@ def vary(
 
     The mean CLIP image embedding of its frames takes the place of the text. --blend goes along the sphere towards another
     file's; --text-diff goes in the direction from one text to another (unCLIP, sections 3.2 and 3.3). CLIP sees a square:
-    --fit crop takes the centre, --fit pad all of it with bars.
+    --fit crop takes the centre, --fit pad all of it with bars. A video may be of any length; its sound is not kept.
     """
     with Console(quiet=quiet, json=json) as console:
         common = Common(recipe, sets or (), backend, out, seed, dry_run, force, random_weights)
@@ -92,39 +92,40 @@ def vary(
         for text in text_diff or ():
             check_prompt(session.recipe, text, console)
         session.need("clip", "decoder_t", "interp", "sr_l", "sr_h")
-        sources = [read_source(path, console) for path in (file, other) if path is not None]
-        for source in sources:
-            console.message(source.describe())
+        paths = [path for path in (file, other) if path is not None]
+        pictures = {path: read_picture(path, console) for path in paths if is_picture(path)}
+        for path in paths:
+            console.message(pictures[path].describe() if path in pictures else _describe_clip(path, console))
 
-        def meaning(cascade: Cascade, source: Source) -> Tensor:
-            from mavcli.engine.compose import network_view
-            from mavcli.media.frames import to_float
+        def meaning(cascade: Cascade, path: Path) -> Tensor:
+            from mavcli.engine.uses.vary import meaning as mean_embedding
 
-            seen = to_float(network_view(source.frames, cascade.size, fit))
-            return cascade.embed_frames(seen).mean(0, keepdim=True)
+            still = pictures.get(path)
+            return mean_embedding(cascade, path if still is None else still.pixels[None], fit=fit)
 
-        def make(cascade: Cascade, job: Job) -> Made:
+        def make(cascade: Cascade, job: Job) -> Film:
             from torch.nn import functional as F
 
             from mavcli.engine.cascade import slerp
             from mavcli.engine.randomness import Draw
+            from mavcli.engine.uses.film import whole
             from mavcli.media.frames import to_uint8
 
-            embedding = meaning(cascade, sources[0])
+            embedding = meaning(cascade, file)
             # All that follows turns directions; the length is CLIP's own where its networks read that.
             length = (
                 1.0 if session.recipe.cascade.clip.network.unit_norm else embedding.norm(dim=-1, keepdim=True)
             )
             embedding = F.normalize(embedding, dim=-1)
             if other is not None:
-                embedding = slerp(embedding, meaning(cascade, sources[1]), share)
+                embedding = slerp(embedding, meaning(cascade, other), share)
             if text_diff is not None:
                 before, after = cascade.embed_texts(list(text_diff))
                 embedding = slerp(embedding, F.normalize(after - before, dim=-1)[None], strength)
             draws, rate = [Draw(seed)], session.fps
             base = cascade.decode(length * embedding, draws, fps=rate)
             show_base(session, job, base, fps=rate / cascade.skip)
-            return Made(to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0]), rate)
+            return whole(to_uint8(cascade.finish(base, draws, fps=rate, frames=total)[0]), rate)
 
         def cost(cascade: Cascade) -> float:
             keys = cascade.parts.decoder.frames
@@ -149,9 +150,21 @@ def vary(
                 "text_diff": list(text_diff) if text_diff else None,
                 "strength": strength if text_diff else None,
             },
-            inputs=tuple(sources),
+            inputs=tuple(paths),
         )
         session.run([item])
+
+
+def _describe_clip(path: Path, console: Console) -> str:
+    """A video by its header; it is said that its sound stays behind."""
+    from mavcli.media.video import find_sound, probe
+
+    found = probe(path)
+    for text in found.warnings:
+        console.warning(f"{path.name}: {text}")
+    silent = "; its sound is not kept" if find_sound(path, origin=found.start) is not None else ""
+    size = f"{found.width} x {found.height} px"
+    return f"{path.name}: {size}, {found.frames} frames at {found.fps:.6g} fps{silent}"
 
 
 def _blend(text: str | None) -> tuple[Path | None, float]:

@@ -34,9 +34,9 @@ from mavcli.errors import DiskError, counted
 from mavcli.files import make_folder, write_bytes
 from mavcli.recipe.share import cache_dir
 
-FORMAT = 3
+FORMAT = 4
 """Of the cache file and of the facts in it; another number, PyAV or Pillow, and everything is read again. What formats 1 and
-2 kept of files that could not be read for a while is not believed."""
+2 kept of files that could not be read for a while is not believed; 3 saw no cut between scenes of one brightness."""
 STALL = 300.0
 """Seconds without a sign of life after which a decoder is given up: it waits for a disk that does not answer."""
 _SAVE_EVERY = 60.0

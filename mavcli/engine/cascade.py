@@ -30,7 +30,7 @@ from mavcli.engine.backend import Backend
 from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
 from mavcli.engine.randomness import START, Draw, gaussian, shared_noise, video_noise
-from mavcli.engine.windows import Window, halo_windows, key_windows, sliding_windows
+from mavcli.engine.windows import Window, gap_windows, halo_windows, key_windows, sliding_windows
 from mavcli.engine.words import embed_words
 from mavcli.engine.work import Work, content_key
 from mavcli.errors import OutOfMemoryError
@@ -71,6 +71,9 @@ class Cascade:
         self.window = self.parts.interp.window
         self.skip = self.parts.interp.frame_skip
         self._clip: ClipReader | None = None
+        self._networks: dict[Piece, nn.Module] = {}
+        self._piecewise = False
+        self._said: set[str] = set()
 
     # -- whole chains -------------------------------------------------------------------------------------------------
 
@@ -211,20 +214,33 @@ class Cascade:
         """
         if skip == 1:
             return keys
-        windows = key_windows(keys.shape[1], skip=skip, length=self.window)
         total = (keys.shape[1] - 1) * skip + 1
+        video = keys.new_zeros(len(keys), total, *keys.shape[2:])
+        video[:, ::skip] = keys
+        return self.fill_gaps(video, range(0, total, skip), draws, fps=fps)
+
+    def fill_gaps(
+        self, video: Tensor, known: Sequence[int], draws: Sequence[Draw], *, fps: float, first: int = 0
+    ) -> Tensor:
+        """↑F: (b, f, 3, s, s) at `fps` of which the frames `known`, 0 and the last among them, are given -> all f.
+
+        `first` is the number of frame 0 in a longer video that is filled piece by piece: noise belongs to a frame's number.
+        """
+        windows = gap_windows(known, length=self.window)
         rate = self._told_fps("interp", fps)
         sampler = self.parts.interp.sampler
-        settings = {"keys": keys, "skip": skip, "fps": rate, "interp": self._interp_settings(sampler)}
+        numbers = list(known)
+        given = video[:, numbers]
+        settings = {"keys": given, "known": numbers, "fps": rate, "interp": self._interp_settings(sampler)}
+        settings |= {"first": first} if first else {}
 
         def run() -> Tensor:
-            video = keys.new_zeros(len(keys), total, *keys.shape[2:])
-            video[:, ::skip] = keys
-            known = torch.zeros(total, dtype=torch.bool)
-            known[::skip] = True
-            self._fill_windows(video, known, windows, draws, rate)
-            video[:, ::skip] = keys
-            return video
+            filled = video.clone()
+            mask = torch.zeros(video.shape[1], dtype=torch.bool)
+            mask[numbers] = True
+            self._fill_windows(filled, mask, windows, draws, rate, first)
+            filled[:, numbers] = given
+            return filled
 
         cost = self.cost_of_windows(len(windows) * len(draws))
         return self._kept("interp", ("interp", "clip"), cost, settings, draws, run)
@@ -294,7 +310,13 @@ class Cascade:
         return torch.cat([made[:, :before], video, made[:, before:]], dim=1)
 
     def _fill_windows(
-        self, video: Tensor, known: Tensor, windows: list[Window], draws: Sequence[Draw], fps: float
+        self,
+        video: Tensor,
+        known: Tensor,
+        windows: list[Window],
+        draws: Sequence[Draw],
+        fps: float,
+        first: int,
     ) -> None:
         """Write every window's own frames into `video`; windows are independent and share network calls."""
         network = self._unet("interp")
@@ -310,7 +332,7 @@ class Cascade:
                 batch = jobs[:at_once]
                 clips = torch.stack([padded[row, w.start : w.stop] for row, w in batch])
                 masks = torch.stack([mask[w.start : w.stop] for _, w in batch])
-                rows = [(draws[row], range(w.start, w.stop)) for row, w in batch]
+                rows = [(draws[row], range(first + w.start, first + w.stop)) for row, w in batch]
                 sampler = self.parts.interp.sampler
                 out = self._fill(network, clips, masks, rows, fps, sampler, stage="interp")
                 for (row, w), frames in zip(batch, out, strict=True):
@@ -364,25 +386,32 @@ class Cascade:
 
     # -- SR_l^t and SR_h --------------------------------------------------------------------------------------------------
 
-    def sr_l(self, video: Tensor, draws: Sequence[Draw], *, fps: float) -> Tensor:
+    def sr_l(self, video: Tensor, draws: Sequence[Draw], *, fps: float, first: int = 0) -> Tensor:
         """SR_l^t: (b, f, 3, s, s) -> (b, f, 3, size, size), over space and time.
 
-        With the weights of the image network SR_l it goes frame by frame, with one noise for all frames.
+        With the weights of the image network SR_l it goes frame by frame, with one noise for all frames. `first` is the number
+        of the first frame in a longer video that is enlarged piece by piece.
         """
-        return self._super("sr_l", self.parts.sr_l, video, draws, fps)
+        return self._super("sr_l", self.parts.sr_l, video, draws, fps, first)
 
     def sr_h(self, video: Tensor, draws: Sequence[Draw]) -> Tensor:
         """SR_h: (b, f, 3, h, h) -> (b, f, 3, size, size), frame by frame with ONE noise for all frames (section 3.2)."""
-        return self._super("sr_h", self.parts.sr_h, video, draws, None)
+        return self._super("sr_h", self.parts.sr_h, video, draws, None, 0)
 
     def _super(
-        self, piece: Piece, part: SuperResPart, video: Tensor, draws: Sequence[Draw], fps: float | None
+        self,
+        piece: Piece,
+        part: SuperResPart,
+        video: Tensor,
+        draws: Sequence[Draw],
+        fps: float | None,
+        first: int,
     ) -> Tensor:
         if part.kind == "none":
-            self.report.message(f"{PIECES[piece]} is left out (`cascade.{piece}.kind: none`)")
+            self._say_once(f"{PIECES[piece]} is left out (`cascade.{piece}.kind: none`)")
             return video
         if part.kind == "lanczos":
-            self.report.message(
+            self._say_once(
                 f"{PIECES[piece]} only resamples to {part.size} px (`cascade.{piece}.kind: lanczos`)"
             )
             return _on_grid(resize(video, part.size, kernel="lanczos"))
@@ -390,15 +419,27 @@ class Cascade:
         assert isinstance(spec, UNetSpec)
         rate = self._told_fps("sr_l", fps) if spec.fps and fps is not None else None
         settings = {"video": video, "fps": rate, piece: part.model_dump(mode="json")}
+        settings |= {"first": first} if first and spec.temporal != "none" else {}
 
         cost = self.cost_of_super(piece, video.shape[1]) * len(video)
         pieces: tuple[Piece, ...] = (piece, "sr_l_last") if piece == "sr_l" and part.last_step else (piece,)
         return self._kept(
-            piece, pieces, cost, settings, draws, lambda: self._enlarge(piece, part, video, draws, rate)
+            piece,
+            pieces,
+            cost,
+            settings,
+            draws,
+            lambda: self._enlarge(piece, part, video, draws, rate, first),
         )
 
     def _enlarge(
-        self, piece: Piece, part: SuperResPart, video: Tensor, draws: Sequence[Draw], fps: float | None
+        self,
+        piece: Piece,
+        part: SuperResPart,
+        video: Tensor,
+        draws: Sequence[Draw],
+        fps: float | None,
+        number: int,
     ) -> Tensor:
         network = self._unet(piece)
         last = self._unet("sr_l_last") if piece == "sr_l" and part.last_step else None
@@ -414,7 +455,8 @@ class Cascade:
 
             def noise(step: int, size: tuple[int, ...], stage: str) -> Tensor:
                 if together:
-                    return video_noise(size, [(draws[row], range(first, stop))], stage=stage, step=step)
+                    numbers = range(number + first, number + stop)
+                    return video_noise(size, [(draws[row], numbers)], stage=stage, step=step)
                 return shared_noise(size, draw, stage=stage, step=step).expand(1, stop - first, *size)
 
             low = video[row : row + 1, first:stop]
@@ -452,6 +494,11 @@ class Cascade:
                 partial(whole if together else rest, row), part.chunk, what=f"frames of {PIECES[piece]}"
             )
         return out
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.report.message(text)
 
     # -- what all stages share ----------------------------------------------------------------------------------------
 
@@ -563,15 +610,29 @@ class Cascade:
     def _stage(self, piece: Piece, cost: float) -> Iterator[None]:
         """One piece at work: its name on the bar, its network freed afterwards."""
         self.report.stage(PIECES[piece], cost)
-        self._networks: dict[Piece, nn.Module] = {}
         self._unit = self._cost_per_frame(piece)
         try:
             yield
         finally:
-            self._networks.clear()  # nothing refers to itself in them, unless compiled
-            if self.backend.device.type == "cuda":
-                gc.collect()
-                torch.cuda.empty_cache()
+            if not self._piecewise:
+                self._drop_networks()
+
+    @contextmanager
+    def piecewise(self) -> Iterator[None]:
+        """One stage that a long video passes piece by piece: its network stays loaded, and no piece is kept for a later run."""
+        before = self.work, self._piecewise
+        self.work, self._piecewise = None, True
+        try:
+            yield
+        finally:
+            self.work, self._piecewise = before
+            self._drop_networks()
+
+    def _drop_networks(self) -> None:
+        self._networks.clear()  # nothing refers to itself in them, unless compiled
+        if self.backend.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def clip(self) -> ClipReader:
         """C_x and C_y; small beside the rest, and kept."""

@@ -1,13 +1,10 @@
 """Between a source's picture and the square that the networks see, and back, without distortion.
 
 `crop`: the centre square, as wide as the source's shorter side. `pad`: the whole picture with bars; the bars are cut off
-the result. A source's own frames stand in the result as they are, at their own resolution.
+the result.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import overload
 
 from mavcli.media.frames import Fit, Frames, fit
 
@@ -41,31 +38,10 @@ def without_bars(frames: Frames, height: int, width: int) -> Frames:
     return frames[:, top : top + inner[0], left : left + inner[1]]
 
 
-class Composite(Sequence[Frames]):
-    """A video of the source's own frames and, between them, the cascade's at the source's resolution.
-
-    `made` (f, s, s, 3) are the cascade's, `own` the source's (already `kept_part`) by their place. Frames are made when
-    asked for: a long clip of large pictures is never in memory at once.
-    """
-
-    def __init__(self, made: Frames, own: Mapping[int, Frames], *, size: tuple[int, int]) -> None:
-        self.made, self.own, self.size = made, own, size
-
-    def __len__(self) -> int:
-        return len(self.made)
-
-    @overload
-    def __getitem__(self, i: int) -> Frames: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Frames]: ...
-    def __getitem__(self, i: int | slice) -> Frames | list[Frames]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        place = range(len(self))[i]
-        if place in self.own:
-            return self.own[place]
-        height, width = self.size
-        longest = max(height, width)
-        square = fit(self.made[place], longest, kernel="lanczos")
-        top, left = (longest - height) // 2, (longest - width) // 2
-        return square[top : top + height, left : left + width]
+def square_part(frame: Frames, size: tuple[int, int]) -> Frames:
+    """The cascade's square (s, s, 3) at `size` (height, width) of the source: as large as its longer side, the bars cut off."""
+    height, width = size
+    longest = max(height, width)
+    square = fit(frame, longest, kernel="lanczos")
+    top, left = (longest - height) // 2, (longest - width) // 2
+    return square[top : top + height, left : left + width]

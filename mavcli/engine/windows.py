@@ -6,6 +6,8 @@ length they know, and so that the cuts do not show.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,27 +33,36 @@ def key_windows(keys: int, *, skip: int, length: int) -> list[Window]:
     """
     if keys < 2 or not 1 <= skip < length:
         raise ValueError(f"{keys} key frames, {skip} apart, for windows of {length}")
-    total = (keys - 1) * skip + 1
-    span = (length - 1) // skip * skip
-    latest = max(0, -(-(total - length) // skip) * skip)
+    return gap_windows(range(0, (keys - 1) * skip + 1, skip), length=length)
+
+
+def gap_windows(known: Sequence[int], *, length: int) -> list[Window]:
+    """Windows that fill the gaps between frames whose ascending numbers are `known`, the first of them 0; as `key_windows`.
+
+    No gap may be wider than a window sees: ValueError.
+    """
+    total = known[-1] + 1
+    latest = min((frame for frame in known if frame >= total - length), default=0)
     windows: list[Window] = []
     done = 0
     while done < total:
         start = min(max(0, done - 1), latest)
-        last = min(total, start + span + 1)
+        last = known[bisect_right(known, start + length - 1) - 1] + 1
+        if last <= done:
+            raise ValueError(f"no known frame among the {length} from {start} on")
         windows.append(Window(start, length, done, last))
         done = last
     return windows
 
 
-def halo_windows(total: int, *, length: int) -> list[Window]:
+def halo_windows(total: int, *, length: int, halo: int | None = None) -> list[Window]:
     """Windows of `length` frames over `total`; a frame is taken where it has neighbours on both sides.
 
-    A fifth of a window on each side is only seen, not taken. With fewer frames than `length` there is one window.
+    `halo` frames on each side, a fifth of a window, are only seen, not taken. With fewer frames than `length` there is one window.
     """
     if total <= length:
         return [Window(0, total, 0, total)]
-    halo = length // 5
+    halo = length // 5 if halo is None else halo
     windows: list[Window] = []
     done = 0
     while done < total:

@@ -1,4 +1,4 @@
-"""Where a video cuts, and whether anything moves in it: FFmpeg's scene detector on small grey pictures.
+"""Where a video cuts, and whether anything moves in it: FFmpeg's scene detector on small pictures, in colour.
 
 A cut is a frame at which FFmpeg's `scdet` says that the picture changed by more than `CUT` per cent of the range, and
 by that much more than between the frames before; dissolves are not found.
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from mavcli.errors import InputError
 
 CUT = 10
-"""`scdet`'s own threshold, in per cent of the grey range."""
+"""`scdet`'s own threshold, in per cent of the range."""
 STILL = 6
 """A scene is still when no grey value of its small pictures goes farther than this from its first, of 255."""
 _SIDE = 64
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class Scenes:
@@ -36,7 +37,7 @@ class Scenes:
         self._reformatter = VideoReformatter()
         self._graph = av.filter.Graph()
         source = self._graph.add_buffer(
-            width=_SIDE, height=_SIDE, format=av.VideoFormat("gray"), time_base=Fraction(1, 1000)
+            width=_SIDE, height=_SIDE, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 1000)
         )
         # sc_pass: only the frames at which a scene begins come out again
         detector, sink = self._graph.add("scdet", f"threshold={CUT}:sc_pass=1"), self._graph.add("buffersink")
@@ -48,12 +49,12 @@ class Scenes:
         """The next frame. Raises InputError when its pixels cannot be converted."""
         try:
             small = self._reformatter.reformat(
-                frame, width=_SIDE, height=_SIDE, format="gray", interpolation=Interpolation.AREA, threads=1
+                frame, width=_SIDE, height=_SIDE, format="rgb24", interpolation=Interpolation.AREA, threads=1
             )
         except (av.error.FFmpegError, ValueError) as error:
             raise InputError(f"holds {frame.format.name} pixels that cannot be converted") from error
         small.pts, small.time_base = self._count, Fraction(1, 1000)
-        grey = small.to_ndarray().astype(np.int16)
+        grey = (small.to_ndarray() @ _LUMA).astype(np.int16)
         self._graph.push(small)
         try:
             self._graph.pull()

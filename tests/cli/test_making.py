@@ -54,6 +54,16 @@ def clip(path: Path, frames: int = 6, *, height: int = 18, width: int = 30, fps:
     return video
 
 
+def smooth_clip(path: Path, frames: int, *, fps: float, scene: int = 0) -> np.ndarray:
+    """A lossless clip of a bright disc that crosses a plain ground: no cut in it."""
+    y, x = np.mgrid[:18, :30]
+    video = np.full((frames, 18, 30, 3), ((200, 60, 60), (45, 94, 200))[scene], np.uint8)
+    for i, frame in enumerate(video):
+        frame[(y - 9) ** 2 + (x - 6 - i) ** 2 < 16] = 255
+    write_video(path, video, fps=fps, codec="ffv1")
+    return video
+
+
 LOSSLESS = ("--set", "output.codec=ffv1")
 
 
@@ -225,26 +235,34 @@ def test_animate_takes_any_picture_and_pad_keeps_its_shape(mav):
     assert (found.width, found.height) == (32, 20)
 
 
-def test_interpolate_keeps_the_pictures_themselves_at_their_own_resolution(mav):
+def test_interpolate_keeps_the_pictures_themselves_where_they_are_asked_for(mav):
     first, last = picture(Path("a.png"), 20, 31), picture(Path("b.png"), 20, 31, seed=1)
-    code, out, err = mav("interpolate", "a.png", "b.png", "--fit", "pad", *LOSSLESS, "-o", "ab.mkv")
+    code, out, err = mav(
+        "interpolate", "a.png", "b.png", "--keep-source", "--fit", "pad", *LOSSLESS, "-o", "ab.mkv"
+    )
     assert code == 0 and "2 frames are the source's own, 74 come from the cascade" in err
     frames = read_clip("ab.mkv").frames
     assert frames.shape == (76, 20, 31, 3)
     assert np.array_equal(frames[0], first) and np.array_equal(frames[-1], last)
-    code, _, _ = mav("interpolate", "a.png", "b.png", "a.png", "--frames", 16, *LOSSLESS, "-o", "aba.mkv")
+    code, _, _ = mav(
+        "interpolate", "a.png", "b.png", "a.png", "--frames", 16, "--keep-source", *LOSSLESS, "-o", "aba.mkv"
+    )
     frames = read_clip("aba.mkv").frames
     assert frames.shape == (31, 20, 20, 3) and np.array_equal(frames[15], last[:, 5:25])
     assert np.array_equal(frames[0], first[:, 5:25])
 
 
-def test_interpolate_raises_the_rate_of_a_clip_and_keeps_its_frames(mav):
-    video = clip(Path("in.mkv"), 6, fps=10)
-    code, _, _ = mav("interpolate", "in.mkv", "--factor", 3, "--fit", "pad", *LOSSLESS, "-o", "out.mkv")
-    assert code == 0
+def test_interpolate_raises_the_rate_of_a_clip_which_lasts_as_long_as_before(mav):
+    video = smooth_clip(Path("in.mkv"), 6, fps=10)
+    options = ("--factor", 3, "--fit", "pad", *LOSSLESS)
+    code, _, err = mav("interpolate", "in.mkv", *options, "--keep-source", "-o", "out.mkv")
+    assert code == 0 and "6 frames are the clip's own, 10 come from the cascade, 2 stand still" in err
     found = read_clip("out.mkv")
-    assert (len(found.frames), found.rate) == (16, 30)
+    assert (len(found.frames), found.rate) == (18, 30) and found.duration == pytest.approx(0.6, abs=2e-3)
     assert np.array_equal(found.frames[::3], video)
+    assert np.array_equal(found.frames[16], video[5]) and np.array_equal(found.frames[17], video[5])
+    assert mav("interpolate", "in.mkv", *options, "-o", "level.mkv")[0] == 0
+    assert read_clip("level.mkv").frames.shape == found.frames.shape
 
 
 def test_interpolate_says_which_lengths_are_possible(mav):

@@ -79,7 +79,7 @@ def test_a_damaged_cache_is_made_again_and_never_believed(harm, folder, cache, d
         harmed = data.replace(b'"rate":"8"', b'"rate":"9"')
         assert harmed != data
     elif harm == "older":
-        harmed = data.replace(b'"format": 3', b'"format": 2')
+        harmed = data.replace(b'"format": 4', b'"format": 3')
         assert harmed != data
     else:
         middle = len(data) // 2

@@ -203,10 +203,10 @@ def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, max_frames: i
 
 
 def survey(media: Media, *, visit: Callable[[VideoFrame], None] | None = None,
-           max_frames: int | None = None) -> Survey:  # fmt: skip
-    """Decode every frame once and say what there is; no picture is converted.
+           show: Callable[[Frames], None] | None = None, max_frames: int | None = None) -> Survey:  # fmt: skip
+    """Decode every frame once and say what there is; no picture is converted, unless it is shown to `show`.
 
-    `visit` is called with each frame as it comes. Raises InputError when nothing decodes, and when the video holds
+    `visit` is called with each frame as it comes, then `show` with its picture, uint8 (h, w, 3). Raises InputError when nothing decodes, and when the video holds
     more than `max_frames`.
     """
     source = Source(media)
@@ -223,6 +223,8 @@ def survey(media: Media, *, visit: Callable[[VideoFrame], None] | None = None,
         times.append(time)
         if visit is not None:
             visit(frame)
+        if show is not None:
+            show(source.picture(frame))
     if not times:
         raise source.nothing()
     source.compare_count(len(times), 0.0)

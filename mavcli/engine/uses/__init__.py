@@ -1,0 +1,1 @@
+"""What the cascade is used for, one function each: no terminal, no files of results."""
