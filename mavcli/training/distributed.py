@@ -86,10 +86,12 @@ def first_host(nodes: str) -> str:
 
 
 class Group:
-    """The processes of one training; without arguments, this process alone."""
+    """The processes of one training, which meet at `address`; without arguments, this process alone."""
 
-    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | None = None) -> None:
-        self.rank, self.world = rank, world
+    def __init__(
+        self, rank: int = 0, world: int = 1, device: torch.device | None = None, *, address: str = "127.0.0.1"
+    ) -> None:
+        self.rank, self.world, self.address = rank, world, address
         self.device = device or torch.device("cpu")
         self.mesh: DeviceMesh | None = None
 
@@ -156,7 +158,7 @@ def open_group(place: Place | None, device: torch.device) -> Iterator[Group]:
             timeout=_PATIENCE,
         )
         try:
-            yield Group(place.rank, place.world, device)
+            yield Group(place.rank, place.world, device, address=place.address)
         finally:
             dist.destroy_process_group()
 

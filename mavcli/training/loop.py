@@ -40,7 +40,7 @@ from mavcli.media.frames import to_uint8
 from mavcli.media.image import write_png
 from mavcli.recipe.load import LoadedRecipe
 from mavcli.recipe.schema import Recipe
-from mavcli.report import Report
+from mavcli.report import Report, Silent
 from mavcli.training.batches import Batches, stage_source
 from mavcli.training.checkpoint import Checkpoint, newest_checkpoint, remove_stale, save_checkpoint
 from mavcli.training.distributed import Group
@@ -52,6 +52,7 @@ from mavcli.training.stage import Batch, Stage
 from mavcli.training.stages import get_stage
 from mavcli.training.start import build_task, check_parents, check_stage
 from mavcli.training.trainer import Step, Trainer
+from mavcli.training.watch import SILENCE_S, watching
 from mavcli.weights.locate import trained_path
 from mavcli.weights.provenance import Parent, WeightsHeader, read_header, save_weights
 
@@ -82,17 +83,19 @@ def train_stage(
     workers: int = 0,
     allow: Sequence[str] = (),
     command: str | None = None,
+    silence_s: float = SILENCE_S,
 ) -> Trained:
     """Train stage `name` to its last step, or go on where it was stopped; every process of `group` calls this.
 
     `allow` names changed keys of the recipe with which a training goes on all the same; `command` is what the user has to
-    say again after a signal.
+    say again after a signal. A process that gives no sign for `silence_s` seconds is told of by its rank.
     Raises RecipeError (data, a changed recipe), WeightsError (a parent is missing, no checkpoint is whole), DivergedError (7),
     Interrupted.
     """
     recipe, stage = loaded.recipe, get_stage(name)
     group = group or Group(device=backend.device)
     check_stage(stage, recipe, group.world)
+    voice, report = report, report if group.first else _Mute(report)
     folder = Path(recipe.train.out) / name
     if not any(folder.glob("step-*")):
         check_parents(stage, recipe)  # before data are read, which may take hours
@@ -133,7 +136,8 @@ def train_stage(
             report.message("blocks are compiled in the first step, which takes minutes")
         if trainer.config.cuda_graphs and backend.device.type != "cuda":
             report.message("`cuda_graphs` is for a GPU: here every layer is launched by itself")
-        run.go(workers=workers)
+        with watching(group, voice, silence_s=silence_s):
+            run.go(workers=workers)
     return Trained(name, run.step, run.loss, run.held_out, trained_path(recipe, name), folder)
 
 
@@ -535,6 +539,13 @@ def _keep_files(source: Source, checkpoint: Checkpoint, report: Report) -> None:
     for folder, order in zip(folders, before, strict=False):
         if (changed := folder.keep_order(order)) is not None:
             report.warning(f"the files are not those that this training began with: {changed}")
+
+
+class _Mute(Silent):
+    """The report of a process that is not the first: it counts its steps and says nothing that the first one says."""
+
+    def __init__(self, report: Report) -> None:
+        self.advance = report.advance  # type: ignore[method-assign]
 
 
 class _Delivered(Dataset[Batch | MavError]):

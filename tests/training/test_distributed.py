@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,34 @@ def test_a_process_that_dies_is_told_of_and_the_last_checkpoint_is_whole(tiny, b
     assert isinstance(dead, RuntimeError)
     checkpoint, skipped = newest_checkpoint(tmp_path / "sr_h")
     assert checkpoint.step == 2 and skipped == [] and checkpoint.tensors()
+
+
+@pytest.mark.parametrize("stopped", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_is_stopped_is_told_of_by_its_rank_and_so_is_its_waking(
+    stopped, tiny, backend, heard, tmp_path
+):
+    def stop() -> None:
+        waker = os.fork()
+        if waker == 0:
+            time.sleep(2.5)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.waitpid(waker, 0)
+
+    def work(group: Group) -> tuple[list[str], list[str]]:
+        # the last step is so late that a sign can come before it
+        at_step = {2: stop} if group.rank == stopped else {}
+        report = heard({**at_step, 3: lambda: time.sleep(1.0)})
+        recipe = tiny(tmp_path, *SMALL, "train.defaults.steps=4")
+        train_stage(recipe, "sr_h", backend=backend, report=report, group=group, silence_s=0.9)
+        return report.warnings, report.messages
+
+    results = run_together(2, work, limit_s=60)
+    warnings, messages = results[1 - stopped]
+    assert [w for w in warnings if w.startswith(f"rank {stopped} of 2 (process ")], results
+    assert f"rank {stopped} of 2 answers again" in messages
+    assert not [w for w in results[stopped][0] if w.startswith("rank")], "the one that slept blames nobody"
 
 
 def test_an_error_of_one_process_while_saving_reaches_all(tmp_path, monkeypatch):
