@@ -51,6 +51,7 @@ class Table:
         self.path = path
         self._keys, self._texts = keys, texts
         self._kind = path.suffix.lower()
+        self._fault: str | None = None  # of the header
         self.columns: tuple[str, ...] = self._head()
         """Lower case."""
 
@@ -68,6 +69,10 @@ class Table:
 
     def misfit(self) -> InputError:
         """The error for a table that does not fit, where one is wanted."""
+        if self._fault is not None:
+            return InputError(
+                f"`{self.path}:1` {self._fault}", hint="save it again as CSV, its lines ended by LF"
+            )
         wanted = " and ".join(
             f"one of {', '.join(f'`{name}`' for name in names)}"
             for names in (self._keys, self._texts)
@@ -85,7 +90,10 @@ class Table:
             first = next(self._records(), None)
             return () if first is None else tuple(first[1])
         first_line = next(self._csv_lines(), None)
-        if first_line is None or isinstance(first_line[1], str):
+        if first_line is None:
+            return ()
+        if isinstance(first_line[1], str):
+            self._fault = first_line[1]
             return ()
         columns = tuple(cell.strip().lower() for cell in first_line[1])
         for names in (self._keys, self._texts):
@@ -127,7 +135,7 @@ class Table:
         lines = self._lines()
         first = next(lines, (1, ""))[1]
         # the delimiter that divides the header most often: `csv.Sniffer` would take a space, too, for one
-        delimiter = max(_DELIMITERS, key=lambda c: len(next(csv.reader([first], delimiter=c), [])))
+        delimiter = max(_DELIMITERS, key=first.count)
         reader = csv.reader(chain([first], (text for _, text in lines)), delimiter=delimiter, strict=True)
         while True:
             begin = reader.line_num + 1

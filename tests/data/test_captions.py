@@ -113,6 +113,13 @@ def test_a_table_with_other_columns_is_named_where_nothing_else_has_captions(tmp
         PairFolder(tmp_path)
 
 
+def test_a_table_whose_lines_end_at_carriage_returns_is_named(tmp_path):
+    pictures(tmp_path, "0.png")
+    (tmp_path / "c.csv").write_bytes(b"file,caption\r0.png,one\r")
+    with pytest.raises(InputError, match=r"c\.csv:1` has a carriage return outside of quotes"):
+        PairFolder(tmp_path)
+
+
 BAD = [["one", "two"], {"en": "one"}, True]
 
 
