@@ -228,6 +228,13 @@ class Degradation(Spec):
     blur_kernel: int = Field(3, ge=1)
     blur_sigma: float = Field(0.6, gt=0)
     blur_probability: float = Field(0.5, ge=0, le=1)
+    half_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of pictures that are shrunk to half once more and enlarged again, so that SR_h does not sharpen what "
+        "SR_l could not know",
+    )
     noise_max: float = Field(0.1, ge=0, le=1, description="largest augmentation level, share of T")
 
 

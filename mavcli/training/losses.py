@@ -180,6 +180,10 @@ def degraded(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     blurred = gaussian_blur(small, kernel=how.blur_kernel, sigma=how.blur_sigma)
     blur = draws.uniform() < how.blur_probability
     small = torch.where(blur.to(x0.device)[:, None, None, None, None], blurred, small)
+    if how.half_probability > 0:
+        halved = upsample(downsample(small, small.shape[-1] // 2), small.shape[-1], how=sr_part(task).enlarge)
+        half = draws.uniform() < how.half_probability
+        small = torch.where(half.to(x0.device)[:, None, None, None, None], halved, small)
     top = max(1, int(how.noise_max * schedule.spec.timesteps))
     level = draws.integers(top)
     noise = draws.normal(small.shape, device=x0.device)
