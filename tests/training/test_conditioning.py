@@ -136,6 +136,26 @@ def test_blur_falls_on_its_share_of_samples():
     assert 0.4 < float(blurred) < 0.6
 
 
+def test_a_share_of_low_res_pictures_holds_what_half_of_their_pixels_would():
+    x = torch.rand(200, 1, 3, 16, 16) * 2 - 1
+    task = a_task(noise_max=0.0, blur_probability=0.0, half_probability=0.3)
+    low_res, _ = losses.degraded(task, x, draws(x, seed=0))
+    small = downsample(x, 8)
+    whole, halved = upsample(small, 16), upsample(upsample(downsample(small, 4), 8), 16)
+    is_halved = (low_res == halved).flatten(1).all(1)
+    assert bool(((low_res == whole).flatten(1).all(1) ^ is_halved).all())
+    assert 0.2 < float(is_halved.float().mean()) < 0.4
+
+
+def test_the_noise_of_super_resolution_is_shifted_for_pictures_and_of_d_for_clips_alone():
+    x = torch.zeros(400, 1, 3, 4, 4)
+    task = a_task()
+    task.config.timesteps, task.config.shift = "uniform", 20.0
+    plain, _ = losses._draw(task, x, draws(x))
+    shifted, _ = losses._draw(task, x, draws(x), shift_pictures=True)
+    assert abs(float(plain.float().mean()) - 500) < 60 and float(shifted.float().median()) > 950
+
+
 def test_the_corruption_is_a_function_of_the_generator():
     x = torch.rand(4, 1, 3, 16, 16)
     one, two, other = (losses.degraded(a_task(), x, draws(x, seed=s))[0] for s in (1, 1, 2))
