@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mavcli.models import attention, pseudo3d
 from mavcli.models.attention import attend
 from mavcli.models.embeddings import FpsEmbedding, fill_unknown, sinusoid
 from mavcli.models.normalisation import GroupNorm
-from mavcli.models.pseudo3d import PseudoConv3d, TemporalAttention, rotate, temporal_conv
+from mavcli.models.pseudo3d import PseudoConv3d, RelativeBias, TemporalAttention, rotate, temporal_conv
 from mavcli.models.unet import UNet, is_temporal
 from mavcli.weights.locate import inherit
 
@@ -213,6 +214,52 @@ def test_attention_over_time_looks_at_one_pixel_of_one_clip():
     x[1, :, 0, 1] += 1
     changed = (layer(x, 4, None) - before).abs().amax(dim=1) > 1e-6
     assert changed[:4, 0, 1].all() and int(changed.sum()) == 4
+
+
+def test_rotation_turns_pair_j_of_frame_i_by_i_times_100_to_the_minus_2j_over_d():
+    frames, d = 5, 6
+    x = torch.randn(2, frames, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = rotate(x)
+    for i in range(frames):
+        for j in range(d // 2):
+            angle = i * 100.0 ** (-2 * j / d)
+            turned = torch.complex(x[:, i, j], x[:, i, j + d // 2]) * complex(
+                math.cos(angle), math.sin(angle)
+            )
+            pair = torch.complex(y[:, i, j], y[:, i, j + d // 2])
+            torch.testing.assert_close(pair, turned, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["linear", "logarithmic"])
+def test_the_bias_of_a_distance_has_its_sign_in_both_features(part):
+    """With one feature alone weighed, a frame before and one as far behind are not alike."""
+    bias = RelativeBias(2)
+    with torch.no_grad():
+        bias.mlp[0].weight[:, 1 if part == "linear" else 0] = 0
+        scores = bias(7)[0]
+    distance = torch.arange(7)[:, None] - torch.arange(7)
+    feature = distance / 16 if part == "linear" else distance.sign() * distance.abs().log1p()
+    features = torch.zeros(7, 7, 2)
+    features[..., 0 if part == "linear" else 1] = feature
+    with torch.no_grad():
+        wanted = bias.mlp(features).permute(2, 0, 1)
+    torch.testing.assert_close(scores, wanted)
+    assert not torch.allclose(scores, scores.transpose(1, 2))
+
+
+def test_the_frame_rates_embedding_scales_first_and_shifts_second():
+    """The order in which trained weights have them."""
+    layer = TemporalAttention(8, 2, groups=2, eps=1e-5, position="rope", embed_dim=3)
+    seen = {}
+    layer.norm.register_forward_pre_hook(lambda _, x, named: seen.update(named), with_kwargs=True)
+    with torch.no_grad():
+        layer.emb.weight.copy_(torch.arange(48.0).view(16, 3))
+        layer.emb.bias.copy_(torch.arange(16.0))
+        emb = torch.tensor([[1.0, -2.0, 0.5]])
+        layer(torch.randn(2, 8, 2, 2), 2, emb)
+        wanted = emb @ layer.emb.weight.T + layer.emb.bias
+    torch.testing.assert_close(seen["scale"], wanted[:, :8])
+    torch.testing.assert_close(seen["shift"], wanted[:, 8:])
 
 
 def test_rotation_keeps_lengths_and_the_first_frame():
