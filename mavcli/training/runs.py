@@ -139,7 +139,7 @@ def _newest_manifest(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("step-*/manifest.json"), reverse=True):
         with contextlib.suppress(OSError, ValueError):
             value = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(value, dict):
+            if isinstance(value, dict) and _number(value, "step") is not None:
                 return value
     return {}
 
