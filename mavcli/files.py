@@ -35,6 +35,7 @@ _BLOCK = 1 << 20
 _FOREIGN_LEFT_S = 7 * 86400.0
 """What another host's process has not touched for so long is taken for left behind."""
 _NAME_BYTES = 120
+_TICK_NS, _COARSE_NS = 20_000_000, 3_000_000_000
 _MARK = re.compile(
     r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>[0-9a-f]{8})-[0-9a-f]{8}\.(?:tmp(?:\.\w+)?|(?P<journal>journal))",
     re.DOTALL,
@@ -75,6 +76,22 @@ def is_as_described(path: Path, described: Any) -> bool:
         )
     except OSError:
         return False
+
+
+def stamp_of(file: Path | int) -> tuple[int, ...]:
+    """What changes when a file does: size, time of the last writing, of the last change, inode, device. Raises OSError."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+
+
+def is_settled(*times_ns: int) -> bool:
+    """Whether a file with these times is so old that its next change gets another time, which a cache can then see.
+
+    The kernel's clock ticks every 10 ms or more often; where times are whole milliseconds the file system's is coarser, two
+    seconds on FAT.
+    """
+    last = max(times_ns)
+    return time.time_ns() - last >= (_COARSE_NS if last % 1_000_000 == 0 else _TICK_NS)
 
 
 @contextmanager

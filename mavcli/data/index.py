@@ -31,7 +31,7 @@ from mavcli import stopping
 from mavcli.data.places import Place
 from mavcli.data.scan import MEMORY, PATIENCE, Facts, passing, scan
 from mavcli.errors import DiskError, counted
-from mavcli.files import make_folder, write_bytes
+from mavcli.files import is_settled, make_folder, write_bytes
 from mavcli.recipe.share import cache_dir
 
 FORMAT = 4
@@ -142,7 +142,7 @@ def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress
     """The facts of every place, in order, from the cache or by decoding; and what the user should know of it, or None.
 
     Only facts of the bytes are kept: what could not be read this time, or not because the process was being stopped, is
-    read again the next time.
+    read again the next time; so is a file that was written just now, whose next change could have the same time.
 
     `progress(done, of)` counts all places. `workers` is the number of processes, by default one for each free core;
     `again` believes nothing that was kept; `keep_bytes` bounds the copies of shards behind URLs.
@@ -167,7 +167,7 @@ def indexed(key: str, places: Sequence[Place], *, kind: Kind, progress: Progress
                 stamp = _stamp(places[i])
                 if stamp is None or stamp != stamps[i]:
                     facts = {"reason": "changed while it was read", "passing": True}
-                elif "passing" not in facts:
+                elif "passing" not in facts and (places[i].remote or is_settled(*stamp[1:3])):
                     index.put(places[i].name, stamp, facts)
                 found[i] = facts
                 done += 1
@@ -375,7 +375,10 @@ def _limited() -> bool:
 
 
 def _stamp(place: Place) -> list[int] | None:
-    """Size, time of change and position of a place's file; None when it is gone."""
+    """Size, time of writing and of change, and position of a place's file; None when it is gone.
+
+    The time of change cannot be set: a file that was exchanged for another of its size and date has its own.
+    """
     piece = [place.offset, -1 if place.size is None else place.size, place.cell[2] if place.cell else -1]
     if place.remote:
         return [int(place.version, 16), *piece]
@@ -383,7 +386,7 @@ def _stamp(place: Place) -> list[int] | None:
         status = os.stat(place.path)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns, *piece]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, *piece]
 
 
 def _cores() -> int:

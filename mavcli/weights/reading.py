@@ -4,7 +4,7 @@ safetensors' own `load_file` maps a file into memory: on the CPU its tensors cha
 each tensor is read, and a sum (CRC-32) of its bytes is taken while they pass. So that the SHA-256 of all tensors, which costs
 more, is computed once for a file and not in each run, `cache_dir()/digests` keeps for a path the file's size, times, inode,
 its sums, and the digest that was found. All of them must be the same again: who rewrites a file changes its times, and a disk
-that rots changes its sums. A file of the last seconds is not kept, since the next change could have the same time.
+that rots changes its sums. Of a file that was written just now nothing is kept, since the next change could have the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mavcli.errors import DiskError, WeightsError
-from mavcli.files import file_sha256, make_folder, write_bytes
+from mavcli.files import file_sha256, is_settled, make_folder, stamp_of, write_bytes
 from mavcli.recipe.share import cache_dir
 from mavcli.weights.safety import read_index_of
 
@@ -35,8 +34,6 @@ _TORCH = {
     "U64": "uint64", "I64": "int64", "F64": "float64",
 }  # fmt: skip
 _PIECE = 1 << 20  # bytes that are read, and still in the processor's cache when they are summed
-_SETTLED_S = 3.0
-"""Age after which a change to a file shows in its times: two seconds on FAT, a tick of the kernel's clock elsewhere."""
 _MOST = 4096
 """Files that are remembered at most; the longest unused go."""
 
@@ -122,7 +119,7 @@ class Digested:
         """Raises WeightsError where it cannot be read."""
         try:
             stamp = stamp_of(path)
-            found = cls(path, file_sha256(path), stamp, _is_settled(stamp))
+            found = cls(path, file_sha256(path), stamp, is_settled(*stamp[1:3]))
         except OSError as error:
             raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
         found.check()
@@ -160,7 +157,7 @@ def recorded(reading: Reading) -> str | None:
 
 def record(reading: Reading, sha256: str) -> None:
     """Remember the digest of what was read. Nothing is kept of a file that may still change unseen."""
-    if reading.stamp is None or not _is_settled(reading.stamp):
+    if reading.stamp is None or not is_settled(*reading.stamp[1:3]):
         return
     told = {
         "path": str(reading.path.absolute()),
@@ -185,14 +182,3 @@ def _make_room(folder: Path) -> None:
 def _place(path: Path) -> Path:
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
     return cache_dir() / "digests" / f"{name}.json"
-
-
-def _is_settled(stamp: tuple[int, ...]) -> bool:
-    _, written, altered, *_ = stamp
-    return time.time_ns() - max(written, altered) >= _SETTLED_S * 1e9
-
-
-def stamp_of(file: Path | int) -> tuple[int, ...]:
-    """What changes when a file does: size, time of the last writing, of the last change, inode, device."""
-    status = os.stat(file)
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev

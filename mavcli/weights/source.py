@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mavcli.errors import UsageError, WeightsError
-from mavcli.files import file_sha256
+from mavcli.files import file_sha256, stamp_of
 from mavcli.recipe.yaml_tree import parse
 from mavcli.specs import ClipSpec, PriorSpec, SamplerSpec, ScheduleSpec, UNetSpec
 from mavcli.weights.keymap import KeyTable
 from mavcli.weights.pickles import AVERAGED, SUFFIXES, is_pickle, read_pickle
 from mavcli.weights.provenance import StoredTensors, common_name, read_index, weight_files
-from mavcli.weights.reading import changed, stamp_of
+from mavcli.weights.reading import changed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,6 +28,7 @@ from mavcli.media.video import Damage, write_video
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("MAV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(indexing, "is_settled", lambda *times: True)  # as if the files were older
     return tmp_path / "cache" / "index"
 
 
@@ -115,7 +116,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_out_this_time(folder, cach
     def late(places, **rest):
         for number, place in enumerate(places):
             facts = indexing.scan(place, "video")
-            if place.name == "b.mkv":
+            if place.name == "b.mkv" and os.stat(place.path).st_mtime_ns != 5:
                 os.utime(place.path, ns=(5, 5))
             yield number, facts
 
@@ -259,3 +260,21 @@ def test_pictures_and_videos_of_one_folder_have_indexes_of_their_own(folder, cac
         f"image {folder}"
     }
     assert Index(f"video {folder}").path != Index(f"image {folder}").path
+
+
+def test_a_file_exchanged_for_one_of_its_size_and_date_is_decoded_again(folder, cache, decoded):
+    VideoFolder(folder)
+    decoded.clear()
+    a, b = folder / "a.mkv", folder / "b.mkv"
+    date, other = a.stat(), b.read_bytes()[: a.stat().st_size].ljust(a.stat().st_size, b"\0")
+    a.write_bytes(other)
+    os.utime(a, ns=(date.st_atime_ns, date.st_mtime_ns))
+    VideoFolder(folder)
+    assert decoded == ["a.mkv"]
+
+
+def test_what_is_known_of_a_file_that_was_written_just_now_is_not_kept(folder, cache, decoded, monkeypatch):
+    monkeypatch.setattr(indexing, "is_settled", lambda *times: False)
+    VideoFolder(folder)
+    VideoFolder(folder)
+    assert decoded == ["a.mkv", "b.mkv", "c.mkv"] * 2

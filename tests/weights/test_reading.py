@@ -32,7 +32,7 @@ def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if seconds had passed since each file was written."""
-    monkeypatch.setattr(reading, "_SETTLED_S", -1)
+    monkeypatch.setattr(reading, "is_settled", lambda *times: True)
 
 
 @pytest.fixture
@@ -105,9 +105,12 @@ def test_what_an_earlier_run_digested_is_summed_and_not_digested_again(
     assert len(digested) == 12
 
 
-def test_a_file_of_the_last_seconds_is_not_remembered(tmp_path: Path, digested: list[str]) -> None:
+def test_a_file_that_was_written_just_now_is_not_remembered(
+    tmp_path: Path, digested: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path)
-    os.utime(path, (1, 1))  # its last change is now all the same
+    now = path.stat().st_ctime_ns + 1_000_000
+    monkeypatch.setattr("mavcli.files.time.time_ns", lambda: now)
     digested.clear()
     load_weights(path)
     load_weights(path)
