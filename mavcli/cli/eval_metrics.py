@@ -177,7 +177,7 @@ def fid(
     generated: GeneratedArgument,
     weights: WeightsOption = None,
     resize: Annotated[
-        Literal["pytorch-fid", "torch-fidelity", "clean-fid"],
+        Literal["pytorch-fid", "torch-fidelity", "torchmetrics", "clean-fid"],
         typer.Option("--resize", help="Whose way to 299 x 299 pixels; the codes differ."),
     ] = "pytorch-fid",
     covariance: CovarianceOption = None,

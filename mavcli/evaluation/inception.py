@@ -3,8 +3,9 @@
 The network is torch-fidelity's; what is ours is the way a frame gets to 299 pixels, in which the codes differ by more than
 many papers' improvements:
 
-- `pytorch-fid`: bilinear with half-pixel centres, no antialiasing; also torchmetrics with `normalize`.
-- `torch-fidelity`: bilinear as TensorFlow 1 did, corner-aligned on the top left; also torchmetrics.
+- `pytorch-fid`: bilinear with half-pixel centres, no antialiasing.
+- `torch-fidelity`: bilinear as TensorFlow 1 did, corner-aligned on the top left; torchmetrics with `antialias=False`.
+- `torchmetrics`: bilinear with half-pixel centres, antialiased (1.9.0, its default).
 - `clean-fid`: Pillow's antialiased bicubic on floats (Parmar et al. 2022).
 
 n pictures, h w pixels; pictures are float32 (n, 3, h, w) in 0..255.
@@ -26,7 +27,7 @@ from mavcli.media.frames import resize
 
 SIDE = 299
 Layer = Literal["pool3", "logits", "logits_unbiased"]
-Resizing = Literal["pytorch-fid", "torch-fidelity", "clean-fid"]
+Resizing = Literal["pytorch-fid", "torch-fidelity", "torchmetrics", "clean-fid"]
 
 _TRUNK = [
     "Conv2d_1a_3x3",
@@ -76,6 +77,9 @@ def to_input(x: Tensor, *, resizing: Resizing) -> Tensor:
         return F.interpolate(x / 255, (SIDE, SIDE), mode="bilinear", align_corners=False) * 2 - 1
     if resizing == "clean-fid":
         return (resize(x, SIDE, kernel="bicubic").clamp(0, 255) - 128) / 128
+    if resizing == "torchmetrics":
+        x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+        return (x - 128) / 128
     tensorflow_resize = _torch_fidelity(
         "interpolate_compat_tensorflow"
     ).interpolate_bilinear_2d_like_tensorflow1x

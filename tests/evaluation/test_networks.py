@@ -123,6 +123,32 @@ def test_the_three_ways_to_299_pixels_are_those_of_their_codes(shared_data: Path
     assert all((a - b).abs().max() > 1e-3 for a, b in ((ways[0], ways[1]), (ways[0], ways[2])))
 
 
+def test_torchmetrics_resizes_antialiased_by_default_and_else_as_torch_fidelity(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """What `inception.py` says of another code is tested against that code: every feature, on stand-in weights."""
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    from mavcli.evaluation.networks import InceptionFeatures
+
+    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    torch.save(standin_tensors(shared_data, "inception_pytorch_fid"), path)
+    # larger than 299 pixels: enlarging, there is nothing to antialias
+    frame = np.random.default_rng(0).integers(0, 256, (1, 360, 480, 3), dtype=np.uint8)
+    picture = torch.from_numpy(frame).permute(0, 3, 1, 2)
+    wanted = {}
+    for ours, antialias in (("torchmetrics", {}), ("torch-fidelity", {"antialias": False})):
+        theirs = fid.NoTrainInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path), **antialias
+        )
+        with torch.no_grad():
+            wanted[ours] = theirs(picture).numpy()
+        network = InceptionFeatures(path, resizing=ours)
+        found = network.features(network.prepare(frame)).numpy()
+        assert np.abs(found - wanted[ours]).max() < 1e-4 * np.abs(wanted[ours]).max()
+    apart = np.abs(wanted["torchmetrics"] - wanted["torch-fidelity"]).max()
+    assert apart > 1e-3 * np.abs(wanted["torch-fidelity"]).max(), "the default is not torch-fidelity's"
+
+
 def test_clip_tokens_are_openai_s(shared_data: Path) -> None:
     import open_clip
 
