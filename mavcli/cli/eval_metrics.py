@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption, with_options
 from mavcli.cli.ranks import open_ranks
 from mavcli.errors import UsageError, WeightsError, counted
+from mavcli.files import file_sha256, is_sealed, sealed, sweep, together, write_text
 
 if TYPE_CHECKING:
     from mavcli.evaluation.clips import Folder, FrameChoice
@@ -357,7 +359,10 @@ class _Session:
         self._out = out.with_suffix("") if out and out.suffix in (".json", ".md") else out
         if self._out is not None and not self._out.name:
             raise UsageError(f"-o {out} names no file", hint="-o NAME writes NAME.json and NAME.md")
-        claim_files(self._files(), force=chosen.force)
+        for folder in {path.parent for path in self._files() if path.parent.is_dir()}:
+            sweep(folder)
+        self._left = self._left_before()
+        claim_files([] if self._left else self._files(), force=chosen.force)
 
     def measurement(self, choice: FrameChoice) -> Measurement:
         from mavcli.evaluation.scores import Measurement
@@ -379,19 +384,39 @@ class _Session:
 
     def tell(self, score: Score | MotionScore) -> None:
         """The score on stdout, and in its files; the leading rank's business."""
-        from mavcli.files import write_text
-
         self.console.close()
         if not self.shard.leads:
             return
         network = score.fingerprint.fields["network"]
         if network.get("weights_as_published") is False:
             self.console.warning(f"`{network['weights']}` is not the file that is published under this name")
-        for path, text in zip(self._files(), self._texts(score), strict=False):
-            write_text(path, text, overwrite=self._chosen.force)
+        if self._files():
+            self._write(self._files(), self._texts(score))
         for line in _lines(score.as_dict()):
             self.console.result(line)
         self.console.result_object(score.as_dict())
+
+    def _write(self, places: Sequence[Path], texts: Sequence[str]) -> None:
+        """Both files as one commit; the same score that is there already stays."""
+        (data, page), (told, shown) = places, texts
+        if self._left and data.read_text(encoding="utf-8") == told:
+            self.console.message(f"{data} is there already, the same score")
+            return
+        with together():
+            write_text(data, told, overwrite=self._chosen.force)
+            digest = hashlib.sha256(told.encode()).hexdigest()
+            link = f"<!-- {data.name} beside it has the SHA-256 {digest} -->"
+            write_text(page, sealed(f"{shown}\n{link}", comment="<!-- {} -->"), overwrite=self._chosen.force)
+
+    def _left_before(self) -> bool:
+        """Whether an earlier score lies there as it was written; the same command again may have it already."""
+        if self._chosen.force or not self._files():
+            return False
+        data, page = self._files()
+        try:
+            return is_sealed(page) and file_sha256(data) in page.read_text(encoding="utf-8")
+        except OSError:
+            return False
 
     def _files(self) -> list[Path]:
         if self._out is None:
