@@ -36,7 +36,8 @@ def check(
         typer.Option("--kind", help="Read it as this; found out by itself otherwise."),
     ] = None,
     frames: Annotated[
-        int, typer.Option("--frames", min=2, metavar="N", help="Length of the clips that are counted.")
+        int,
+        typer.Option("--frames", min=2, max=4096, metavar="N", help="Length of the clips that are counted."),
     ] = 16,
     recipe: Annotated[
         str | None,
@@ -120,9 +121,12 @@ def preview(
         typer.Option("--out", "-o", metavar="FILE", help="The PNG; `preview-STAGE.png` otherwise."),
     ] = None,
     step: Annotated[
-        int, typer.Option("--step", min=0, metavar="N", help="The step of the training that is shown.")
+        int,
+        typer.Option("--step", min=0, max=10**9, metavar="N", help="The step of the training that is shown."),
     ] = 0,
-    samples: Annotated[int, typer.Option("--samples", min=1, metavar="N", help="Rows, at most a batch.")] = 4,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, max=1000, metavar="N", help="Rows, at most a batch.")
+    ] = 4,
     sets: SetOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
@@ -156,13 +160,13 @@ def make_pocket(
         Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")
     ],
     images: Annotated[
-        int, typer.Option("--images", min=0, metavar="N", help="Pictures with captions.")
+        int, typer.Option("--images", min=0, max=10**7, metavar="N", help="Pictures with captions.")
     ] = 2000,
     clips: Annotated[
-        int, typer.Option("--clips", min=0, metavar="N", help="Video clips without captions.")
+        int, typer.Option("--clips", min=0, max=10**7, metavar="N", help="Video clips without captions.")
     ] = 200,
     pixels: Annotated[
-        int, typer.Option("--size", min=16, metavar="PX", help="Pixels a side, an even number.")
+        int, typer.Option("--size", min=16, max=1024, metavar="PX", help="Pixels a side, an even number.")
     ] = 256,
     seed: SeedOption = 0,
     json: JsonOption = False,

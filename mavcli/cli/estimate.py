@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mavcli.cli.console import Console, duration, size, table
-from mavcli.cli.options import JsonOption, QuietOption, SetOption
+from mavcli.cli.options import JsonOption, QuietOption, SetOption, finite
 from mavcli.errors import counted
 
 if TYPE_CHECKING:
@@ -23,17 +23,28 @@ def estimate(
     sets: SetOption = None,
     gpus: Annotated[
         int | None,
-        typer.Option("--gpus", min=1, metavar="N", help="For N GPUs that are not of this machine."),
+        typer.Option(
+            "--gpus", min=1, max=65536, metavar="N", help="For N GPUs that are not of this machine."
+        ),
     ] = None,
     memory: Annotated[
         float | None,
-        typer.Option("--memory", min=1, metavar="GIB", help="Memory of each such GPU; 80 unless said."),
+        typer.Option(
+            "--memory",
+            callback=finite,
+            min=1,
+            max=100_000,
+            metavar="GIB",
+            help="Memory of each such GPU; 80 unless said.",
+        ),
     ] = None,
     tflops: Annotated[
         float | None,
         typer.Option(
             "--tflops",
+            callback=finite,
             min=0.001,
+            max=1e6,
             metavar="X",
             help="What each such GPU keeps up in training; 300 unless said.",
         ),

@@ -13,7 +13,7 @@ from mavcli.cli import eval_metrics
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.eval_human import human
 from mavcli.cli.eval_run import run
-from mavcli.cli.options import Family, SeedOption, with_options
+from mavcli.cli.options import Family, SeedOption, finite, with_options
 from mavcli.errors import counted
 from mavcli.files import write_text
 from mavcli.report import WithoutMessages
@@ -51,16 +51,28 @@ app.command(short_help="Let people compare two sets of videos, and count their v
 def pocket(
     prompts: Annotated[
         int,
-        typer.Option("--prompts", min=0, metavar="N", help="Prompts of pairs that training pictures show."),
+        typer.Option(
+            "--prompts", min=0, max=100_000, metavar="N", help="Prompts of pairs that training pictures show."
+        ),
     ] = 60,
     held_out: Annotated[
         int,
-        typer.Option("--held-out", min=0, metavar="N", help="Prompts of pairs that no training data shows."),
+        typer.Option(
+            "--held-out",
+            min=0,
+            max=100_000,
+            metavar="N",
+            help="Prompts of pairs that no training data shows.",
+        ),
     ] = 20,
     fps_prompts: Annotated[
         int,
         typer.Option(
-            "--fps-control", min=0, metavar="N", help="Prompts that D^t draws at 1, 4, 8, 15 and 30 fps."
+            "--fps-control",
+            min=0,
+            max=100_000,
+            metavar="N",
+            help="Prompts that D^t draws at 1, 4, 8, 15 and 30 fps.",
         ),
     ] = 0,
     stages: Annotated[
@@ -68,6 +80,7 @@ def pocket(
         typer.Option(
             "--stages",
             min=0,
+            max=100_000,
             metavar="N",
             help="Prompts whose every stage is compared with rendered clips (Fréchet).",
         ),
@@ -83,7 +96,15 @@ def pocket(
         bool, typer.Option("--full", help="Read all frames of the whole chain, not the 16 frames of D^t.")
     ] = False,
     fps: Annotated[
-        float | None, typer.Option("--fps", metavar="N", help="Frame rate asked for, over the recipe's.")
+        float | None,
+        typer.Option(
+            "--fps",
+            callback=finite,
+            min=0.1,
+            max=240,
+            metavar="N",
+            help="Frame rate asked for, over the recipe's.",
+        ),
     ] = None,
     seed: SeedOption = 0,
     out: Annotated[

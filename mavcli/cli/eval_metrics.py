@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mavcli.cli.console import Console, cache_dir, table
-from mavcli.cli.options import ForceOption, JsonOption, QuietOption, with_options
+from mavcli.cli.options import ForceOption, JsonOption, QuietOption, finite, with_options
 from mavcli.cli.ranks import open_ranks
 from mavcli.errors import UsageError, WeightsError, counted
 from mavcli.files import file_sha256, is_sealed, sealed, sweep, together, write_text
@@ -35,9 +35,19 @@ WeightsOption = Annotated[
 FramesOption = Annotated[
     str, typer.Option("--frames", metavar="N|all", help="Frames that are taken of each video.")
 ]
-StrideOption = Annotated[int, typer.Option("--stride", min=1, metavar="N", help="Take every Nth frame.")]
+StrideOption = Annotated[
+    int, typer.Option("--stride", min=1, max=10**6, metavar="N", help="Take every Nth frame.")
+]
 FpsOption = Annotated[
-    float | None, typer.Option("--fps", metavar="N", help="Take N frames a second, by their timestamps.")
+    float | None,
+    typer.Option(
+        "--fps",
+        callback=finite,
+        min=0.01,
+        max=1000,
+        metavar="N",
+        help="Take N frames a second, by their timestamps.",
+    ),
 ]
 StartOption = Annotated[
     Literal["first", "centre"], typer.Option("--start", help="Where in a video its frames are taken.")
@@ -45,15 +55,21 @@ StartOption = Annotated[
 CountOption = Annotated[
     int | None,
     typer.Option(
-        "--count", min=2, metavar="N", help="Measure exactly N videos of each folder, drawn by --seed."
+        "--count",
+        min=2,
+        max=10**7,
+        metavar="N",
+        help="Measure exactly N videos of each folder, drawn by --seed.",
     ),
 ]
-DrawOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Which videos --count draws.")]
+DrawOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Which videos --count draws.")
+]
 BatchOption = Annotated[
-    int, typer.Option("--batch", min=1, metavar="N", help="Videos between two writes to the disk.")
+    int, typer.Option("--batch", min=1, max=4096, metavar="N", help="Videos between two writes to the disk.")
 ]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, metavar="N", help="Videos that are decoded at once.")
+    int, typer.Option("--workers", min=1, max=1024, metavar="N", help="Videos that are decoded at once.")
 ]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the network runs.")
@@ -129,7 +145,12 @@ def fvd(
     eps: Annotated[
         float | None,
         typer.Option(
-            "--eps", min=0, metavar="X", help="BatchNorm's eps; by default that of the weights' own code."
+            "--eps",
+            callback=finite,
+            min=0,
+            max=1,
+            metavar="X",
+            help="BatchNorm's eps; by default that of the weights' own code.",
         ),
     ] = None,
     resize: Annotated[
@@ -217,11 +238,20 @@ def inception(
         Path | None, typer.Option("--mean", metavar="FILE", help="C3D's mean clip, `mean2.npz`.")
     ] = None,
     splits: Annotated[
-        int, typer.Option("--splits", min=1, metavar="N", help="Equal parts whose scores are averaged.")
+        int,
+        typer.Option(
+            "--splits", min=1, max=10**6, metavar="N", help="Equal parts whose scores are averaged."
+        ),
     ] = 10,
     shuffle_seed: Annotated[
         int | None,
-        typer.Option("--shuffle-seed", min=0, metavar="N", help="Permute first; torch-fidelity's is 2020."),
+        typer.Option(
+            "--shuffle-seed",
+            min=0,
+            max=2**32 - 1,
+            metavar="N",
+            help="Permute first; torch-fidelity's is 2020.",
+        ),
     ] = None,
     *,
     chosen: NetworkMeasuring,

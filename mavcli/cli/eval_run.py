@@ -59,7 +59,8 @@ def run(
         typer.Option("--sentences", help="ucf101: another list of class sentences than the preset's."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=2, metavar="N", help="Fewer samples than the protocol's.")
+        int | None,
+        typer.Option("--samples", min=2, max=10**7, metavar="N", help="Fewer samples than the protocol's."),
     ] = None,
     allow_small: Annotated[
         bool, typer.Option("--allow-small", help="Measure fewer samples; the score says so.")
@@ -70,12 +71,18 @@ def run(
     resamples: Annotated[
         int,
         typer.Option(
-            "--resamples", min=10, metavar="N", help="Bootstrap resamples, at most 100 for FVD and FID."
+            "--resamples",
+            min=10,
+            max=100_000,
+            metavar="N",
+            help="Bootstrap resamples, at most 100 for FVD and FID.",
         ),
     ] = 1000,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", min=1, metavar="N", help="Samples at once [1 on a CPU, 16 on a GPU]"),
+        typer.Option(
+            "--batch", min=1, max=4096, metavar="N", help="Samples at once [1 on a CPU, 16 on a GPU]"
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -31,6 +31,7 @@ from mavcli.cli.options import (
     RecipeOption,
     SeedOption,
     SetOption,
+    finite,
 )
 
 if TYPE_CHECKING:
@@ -42,10 +43,21 @@ if TYPE_CHECKING:
 def extrapolate(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video of any size, rate and length.")],
     seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", help="How much longer; with `both` in all.")
+        float | None,
+        typer.Option(
+            "--seconds",
+            callback=finite,
+            min=0.001,
+            max=30_000,
+            metavar="S",
+            help="How much longer; with `both` in all.",
+        ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", min=1, metavar="N", help="New frames, instead of --seconds.")
+        int | None,
+        typer.Option(
+            "--frames", min=1, max=MAX_STREAMED, metavar="N", help="New frames, instead of --seconds."
+        ),
     ] = None,
     direction: Annotated[
         Literal["forward", "backward", "both"],

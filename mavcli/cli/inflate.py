@@ -39,7 +39,10 @@ def inflate(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Of the values that hide behind zeros.")
+        int,
+        typer.Option(
+            "--seed", min=0, max=2**63 - 1, metavar="N", help="Of the values that hide behind zeros."
+        ),
     ] = 0,
     force: ForceOption = False,
     json: JsonOption = False,

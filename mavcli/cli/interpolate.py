@@ -49,13 +49,18 @@ def interpolate(
         list[Path], typer.Argument(metavar="FILE...", help="Two or more pictures, or one video.")
     ],
     factor: Annotated[
-        int | None, typer.Option("--factor", min=2, metavar="K", help="Of a video: K times its frame rate.")
+        int | None,
+        typer.Option("--factor", min=2, max=64, metavar="K", help="Of a video: K times its frame rate."),
     ] = None,
     fps: FpsOption = None,
     between: Annotated[
         int | None,
         typer.Option(
-            "--frames", min=3, metavar="N", help="Of pictures: frames from each to the next, both counted."
+            "--frames",
+            min=3,
+            max=MAX_STREAMED,
+            metavar="N",
+            help="Of pictures: frames from each to the next, both counted.",
         ),
     ] = None,
     keep_source: Annotated[

@@ -19,6 +19,7 @@ import typer
 
 from mavcli import stopping
 from mavcli.cli.console import Console, cache_dir, duration, table
+from mavcli.cli.options import finite
 from mavcli.errors import InputError, MavError, UsageError, counted
 from mavcli.files import file_sha256, locked, reading, together
 from mavcli.report import Report
@@ -41,13 +42,28 @@ MAX_STREAMED = 30_000
 
 FpsOption = Annotated[
     float | None,
-    typer.Option("--fps", metavar="N", help="Frames per second, over the recipe's `output.fps`."),
+    typer.Option(
+        "--fps",
+        callback=finite,
+        min=0.1,
+        max=240,
+        metavar="N",
+        help="Frames per second, over the recipe's `output.fps`.",
+    ),
 ]
 FramesOption = Annotated[
-    int | None, typer.Option("--frames", min=1, metavar="N", help="Frames of the result.")
+    int | None, typer.Option("--frames", min=1, max=MAX_FRAMES, metavar="N", help="Frames of the result.")
 ]
 SecondsOption = Annotated[
-    float | None, typer.Option("--seconds", metavar="S", help="Length of the result, instead of --frames.")
+    float | None,
+    typer.Option(
+        "--seconds",
+        callback=finite,
+        min=0.001,
+        max=30_000,
+        metavar="S",
+        help="Length of the result, instead of --frames.",
+    ),
 ]
 RandomOption = Annotated[
     bool,

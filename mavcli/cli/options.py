@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option with a range; NaN is in every range, for all that a comparison says."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"`{value}` is no finite number")
+    return value
+
 
 RecipeOption = Annotated[
     str,
@@ -22,7 +31,8 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe; repeatable."),
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same frames.")
+    int,
+    typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="The same seed gives the same frames."),
 ]
 OutOption = Annotated[
     Path | None,

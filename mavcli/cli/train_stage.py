@@ -35,12 +35,17 @@ def train_stage(
         typer.Option("--out", "-o", metavar="DIR", help="Folder of the run, over the recipe's `train.out`."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Train to this step instead of the recipe's.")
+        int | None,
+        typer.Option("--steps", min=1, max=10**9, help="Train to this step instead of the recipe's."),
     ] = None,
     gpus: Annotated[
         int | None,
         typer.Option(
-            "--gpus", min=1, metavar="N", help="Train on N GPUs of this machine, a process on each."
+            "--gpus",
+            min=1,
+            max=65536,
+            metavar="N",
+            help="Train on N GPUs of this machine, a process on each.",
         ),
     ] = None,
     start: Annotated[
@@ -58,7 +63,10 @@ def train_stage(
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Processes that prepare batches; 0 does it in between.")
+        int,
+        typer.Option(
+            "--workers", min=0, max=1024, help="Processes that prepare batches; 0 does it in between."
+        ),
     ] = 0,
     backend: BackendOption = None,
     dry_run: DryRunOption = False,

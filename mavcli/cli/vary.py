@@ -36,6 +36,7 @@ from mavcli.cli.options import (
     RecipeOption,
     SeedOption,
     SetOption,
+    finite,
 )
 from mavcli.errors import UsageError
 
@@ -61,7 +62,13 @@ def vary(
     ] = None,
     strength: Annotated[
         float,
-        typer.Option("--strength", min=0.0, max=1.0, help="How far --text-diff goes; unCLIP: 0.25 to 0.5."),
+        typer.Option(
+            "--strength",
+            callback=finite,
+            min=0.0,
+            max=1.0,
+            help="How far --text-diff goes; unCLIP: 0.25 to 0.5.",
+        ),
     ] = 0.4,
     fps: FpsOption = None,
     frames: FramesOption = None,

@@ -21,7 +21,10 @@ def deepen_weights(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the deeper network.")],
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Draws the first layers of new blocks.")
+        int,
+        typer.Option(
+            "--seed", min=0, max=2**63 - 1, metavar="N", help="Draws the first layers of new blocks."
+        ),
     ] = 0,
     force: ForceOption = False,
     json: JsonOption = False,

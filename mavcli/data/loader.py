@@ -191,8 +191,6 @@ def _shares(
             f"`train.data.{field}` names `{unknown[0]}`, which is no {kind} of the world",
             hint=f"its {kind}s are {', '.join(known)}",
         )
-    if not all(share >= 0 for share in shares.values()):
-        raise RecipeError(f"the shares of `train.data.{field}` must be numbers of 0 or more")
     return shares
 
 

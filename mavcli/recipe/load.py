@@ -314,7 +314,10 @@ def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
             if any(isinstance(part, int) for part in below):
                 continue  # it may be a list or something else, and is a list: only what is wrong in it is told
             if not any(path[:length] in known for length in range(1, len(path) + 1)):
-                faults.append(Fault(tree.origin(path), path, _words(path, items, tree)))
+                at = getattr(
+                    items[0].get("ctx", {}).get("error"), "at", ()
+                )  # a check of several keys names one
+                faults.append(Fault(tree.origin((*path, *at)), (*path, *at), _words(path, items, tree)))
     return recipe, list(dict.fromkeys(faults))
 
 
@@ -350,16 +353,10 @@ def _words(key: Key, items: Sequence[Any], tree: Tree) -> str:
     """What is wrong with one key; a union gives one item for each of its members."""
     literals = [item for item in items if item["type"] == "literal_error"]
     if literals and len(items) > 1:
-        others = [_wanted(item) for item in items if item["type"] != "literal_error"]
+        others = [_wanted(key, item) for item in items if item["type"] != "literal_error"]
         either = " or ".join(dict.fromkeys([*_literals(key), *filter(None, others)]))
         return f"{_shown(key, items[0], tree)} must be {either}"
-    wanted = list(dict.fromkeys(filter(None, map(_wanted, items))))
-    if len(items) > 1:
-        wanted += [
-            f"a number of {_LIMITS[item['type']]} {_number(next(iter(item['ctx'].values())))}"
-            for item in items
-            if item["type"] in _LIMITS
-        ]
+    wanted = list(dict.fromkeys(filter(None, (_wanted(key, item) for item in items))))
     if len(items) > 1 and wanted:
         return f"{_shown(key, items[0], tree)} must be {' or '.join(wanted)}"
     item = items[0]
@@ -375,8 +372,6 @@ def _words(key: Key, items: Sequence[Any], tree: Tree) -> str:
         return f"{_shown(key, item, tree)} must be one of {', '.join(f'`{c}`' for c in choices)}{meant}"
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error", item["msg"]))
-    if kind in _LIMITS:
-        return f"{_shown(key, item, tree)} must be {_LIMITS[kind]} {_number(next(iter(context.values())))}"
     if kind == "finite_number":
         return f"{_shown(key, item, tree)} must be a finite number"
     if wanted:
@@ -406,8 +401,10 @@ _WANTED = {
 }
 
 
-def _wanted(item: Any) -> str:
+def _wanted(key: Key, item: Any) -> str:
     kind = item["type"]
+    if kind in _LIMITS:
+        return _range(key) or f"{_LIMITS[kind]} {_number(next(iter(item['ctx'].values())))}"
     if kind == "missing" and item["loc"] and isinstance(item["loc"][-1], int):
         return f"a list of more than {item['loc'][-1]} items"
     if kind == "too_long":
@@ -426,7 +423,7 @@ def _shown(key: Key, item: Any, tree: Tree) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if abs(value) >= 10_000 else str(value)
 
 
 def _either(names: Sequence[str]) -> str:
@@ -472,6 +469,44 @@ def _kinds_at(key: Key) -> list[Any]:
                 inner += _annotations(members[min(part, len(members) - 1)])
         kinds = inner
     return kinds
+
+
+def _range(key: Key) -> str:
+    """`0.1 to 240`: what the number at `key` may be; empty where it has no two ends."""
+    for node in _schema_at(key):
+        low, high, below = node.get("minimum"), node.get("maximum"), node.get("exclusiveMaximum")
+        if low is not None and (high is not None or below is not None):
+            return f"{_number(low)} to {_number(high) if below is None else f'less than {_number(below)}'}"
+    return ""
+
+
+def _schema_at(key: Key) -> list[dict[str, Any]]:
+    """What the recipe's JSON schema says of `key`: a node for each member of a union."""
+    whole = _json_schema()
+
+    def members(node: Any) -> Iterator[dict[str, Any]]:
+        if "$ref" in node:
+            yield from members(whole["$defs"][node["$ref"].rpartition("/")[2]])
+        for inner in (*node.get("anyOf", ()), *node.get("allOf", ())):
+            yield from members(inner)
+        yield node
+
+    def inside(node: dict[str, Any], part: str | int) -> Any:
+        if isinstance(part, str):
+            return node.get("properties", {}).get(part) or node.get("additionalProperties")
+        items = node.get("prefixItems")
+        return items[part] if items and part < len(items) else node.get("items")
+
+    nodes = list(members(whole))
+    for part in key:
+        found = [inside(node, part) for node in nodes]
+        nodes = [one for node in found if isinstance(node, dict) for one in members(node)]
+    return nodes
+
+
+@functools.cache
+def _json_schema() -> dict[str, Any]:
+    return Recipe.model_json_schema()
 
 
 def _names_at(key: Key) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mavcli.errors import RecipeError, UsageError, counted
+from mavcli.errors import UsageError, counted
 from mavcli.recipe.schema import Recipe
 
 Backend = Literal["cuda", "multi-gpu", "cpu"]
@@ -90,8 +90,6 @@ def _devices(wanted: int | str, backend: Backend, machine: Machine) -> int:
     there = len(machine.cuda)
     if not isinstance(wanted, int):
         return there if backend == "multi-gpu" else 1
-    if wanted < 1:
-        raise RecipeError(f"`hardware.processes` is {wanted}, at least 1 is needed")
     if backend == "cuda" and wanted > 1:
         raise UsageError(
             f"`hardware.processes` is {wanted} with `hardware.backend: cuda`, which is one GPU",
@@ -149,8 +147,6 @@ def _dtype(wanted: str, backend: Backend, machine: Machine) -> tuple[Dtype, str]
 def _threads(wanted: int | str, machine: Machine, *, sharing: int = 1) -> tuple[int, str]:
     cores = f"{counted(machine.cores, 'core')} to use"
     if isinstance(wanted, int):
-        if wanted < 1:
-            raise RecipeError(f"`hardware.threads` is {wanted}, at least 1 is needed")
         return wanted, "asked for" if wanted <= machine.cores else f"asked for, though there are {cores}"
     if machine.omp_threads:
         return machine.omp_threads, f"OMP_NUM_THREADS={machine.omp_threads}"

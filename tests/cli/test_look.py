@@ -71,8 +71,8 @@ def test_recipe_check_tells_every_fault_or_how_it_runs(
     assert run(["recipe", "check", str(path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: 2 faults",
-        f"  {path}:1: output.fps: `0` must be greater than 0",
-        f"  {path}:1: output.crf: `99` must be at most 51",
+        f"  {path}:1: output.fps: `0` must be 0.1 to 240",
+        f"  {path}:1: output.crf: `99` must be 0 to 51",
     ]
     out = shown(capsys, "recipe", "check", "pocket")
     assert out.startswith("ok: pocket") and [line.split()[0] for line in out.splitlines()[1:]] == [

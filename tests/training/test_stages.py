@@ -368,9 +368,9 @@ def test_an_actor_of_the_world_can_be_drawn_more_often_for_pictures_and_clips(dr
     ("shares", "told"),
     [
         ("world_actions={sailing: 2}", "`train.data.world_actions` names `sailing`"),
-        ("world_actions={driving: -1}", "numbers of 0 or more"),
+        ("world_actions={driving: -1}", "`-1` must be 0 to 1e\\+06"),
         ("world_actors={cow: 2}", "`train.data.world_actors` names `cow`, which is no actor of the world"),
-        ("world_actors={whale: -1}", "numbers of 0 or more"),
+        ("world_actors={whale: -1}", "`-1` must be 0 to 1e\\+06"),
         (f"world_actors={{{', '.join(f'{a}: 0' for a in world.ACTORS)}}}", "nothing is left to draw$"),
         (
             f"world_actions={{{', '.join(f'{a}: 0' for a in world.ACTIONS)}}}",
