@@ -256,7 +256,7 @@ train:
     assert [folder.folder for folder in data.folders("image")] == [str(tmp_path / "pictures")]
     assert data.folders("pairs") == ()
     for old, new, fault in (
-        ("0.4", "1.4", "3: train.data.world: `1.4` must be `true` or `false` or a number of at most 1"),
+        ("0.4", "1.4", "3: train.data.world: `1.4` must be `true` or `false` or 0 to 1"),
         ("0.4", "half", "3: train.data.world: `half` must be `true` or `false` or a number"),
         ("weight: 2", "weight: 0", "5: train.data.video.0.weight: `0` must be 1e-06 to 1e+06"),
         ("weight: 2", "share: 2", "5: train.data.video.0.share: unknown key, the keys here are `folder`, `weight`"),
