@@ -10,7 +10,8 @@ The rows:
 
 - sr, pictures and rendered: 64 -> 128 -> 256 pixels, PSNR (RGB, dB) over bicubic enlargement of the same 64 pixels (antialiased
   bilinear averages of the original, on 8 bits). Beside it each network alone, from true averages of 64 and of 128 pixels. The
-  rendered pictures are drawn with a seed of their own.
+  rendered pictures are drawn with a seed of their own. Of clips (16 frames) the same, and the PSNR of the changes from frame to frame:
+  what flickers loses there.
 - interp: of a held-out clip at 64 pixels every K-th frame is known and ↑F draws the others; PSNR of those (all pixels of the clip
   together) over that of linear blending.
 - animate: the colour distance of the last frame from the first (half the L1 distance of 8 x 8 x 8 RGB histograms at 64 pixels, 0 ... 1) of
@@ -171,6 +172,27 @@ def super_resolution(
     return [whole, low, high]
 
 
+def super_resolution_of_clips(
+    columns: Sequence[Under], clips: Sequence[tuple[str, Tensor, float]], frames: int = 16
+) -> list[Row]:
+    """`clips` at 256 pixels, their first `frames` frames from 64 pixels."""
+    whole = Row("SR 64 -> 256, held-out clips, dB over bicubic")
+    change = Row("  their changes from frame to frame, dB over bicubic")
+    for column in columns:
+        cascade, gains, moved = column.cascade("sr_l", "sr_h"), [], []
+        for i, (_, clip, fps) in enumerate(clips):
+            true = clip[:frames]
+            small = shrink(true, 64)
+            made = cascade.enlarge(small[None], [Draw(2000 + i)], fps=fps)[0]
+            plain = on_grid(F.interpolate(small, true.shape[-2:], mode="bicubic", align_corners=False))
+            gains.append(psnr(made, true) - psnr(plain, true))
+            moved.append(psnr(made.diff(dim=0), true.diff(dim=0)) - psnr(plain.diff(dim=0), true.diff(dim=0)))
+        sources = [source for source, _, _ in clips]
+        whole.samples(column.name, gains, sources)
+        change.samples(column.name, moved, sources)
+    return [whole, change]
+
+
 def in_between(
     columns: Sequence[Under], clips: Sequence[tuple[str, Tensor, float]], longest: int
 ) -> list[Row]:
@@ -311,7 +333,7 @@ def main() -> None:
     parser.add_argument("--rows", default="sr,interp,animate,eval,size", help="which rows, comma between")
     parser.add_argument("--pictures", type=int, default=47, help="photographs for super-resolution")
     parser.add_argument("--rendered", type=int, default=48, help="rendered pictures for super-resolution")
-    parser.add_argument("--clips", type=int, default=16, help="clips for ↑F")
+    parser.add_argument("--clips", type=int, default=16, help="clips, for ↑F and super-resolution")
     parser.add_argument("--frames", type=int, default=61, help="frames of a clip at most, for ↑F")
     parser.add_argument("--animate", type=int, default=20, help="photographs that are animated")
     parser.add_argument("--base", action="store_true", help="animate: before super-resolution")
@@ -331,6 +353,7 @@ def main() -> None:
                               [str(i) for i in range(len(p))], "held-out pictures"),
             *super_resolution(columns, q := render_pictures(given.rendered),
                               [str(i) for i in range(len(q))], "rendered pictures"),
+            *super_resolution_of_clips(columns, read_clips(given.data / "footage", given.clips, 256)),
         ],
         "interp": lambda: in_between(columns, read_clips(given.data / "footage", given.clips, 64), given.frames),
         "animate": lambda: animation(columns, read_pictures(given.data / "pictures", given.animate),
