@@ -118,8 +118,9 @@ def train_stage(
             console.result(f"stage {stage}: {known.title} ({known.source}), data: {known.data}")
             console.result(f"starts from {start_path(known, loaded.recipe) or 'scratch'}")
             for role in known.frozen(loaded.recipe):
-                path = parent_path(loaded.recipe, role)
-                name = "CLIP's towers" if role == "clip" else "P, for captions"
+                path = parent_path(loaded.recipe, "sr_lt") if role == "sr_l" else None
+                path = path or parent_path(loaded.recipe, role)
+                name = {"clip": "CLIP's towers", "prior": "P, for captions", "sr_l": "SR_l"}[role]
                 console.result(f"{name}: {path or f'missing, `mav train-stage {role}` first'}")
             console.result(
                 f"{config.steps} steps of {config.batch_size}, writes {trained_path(loaded.recipe, stage)}"

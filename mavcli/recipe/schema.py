@@ -294,6 +294,13 @@ class Degradation(Spec):
         description="share of pictures that are shrunk to half once more and enlarged again, so that SR_h does not sharpen what "
         "SR_l could not know",
     )
+    made_probability: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of SR_h's low-res pictures that SR_l makes of smaller ones, as it does at sampling: what SR_l has "
+        "sharpened, SR_h then does not sharpen again",
+    )
     noise_max: float = Field(0.1, ge=0, le=1, description="largest augmentation level, share of T")
 
 

@@ -45,6 +45,7 @@ def identity(stage: Stage, recipe: Recipe, parents: Sequence[Parent]) -> dict[st
         "schedule": stage.schedule(recipe).spec.model_dump(mode="json") if stage.schedule else None,
         "clip": sha256.get("clip"),
         "prior": sha256.get("prior") if "prior" in stage.frozen(recipe) else None,
+        "sr_l": sha256.get("sr_lt", sha256.get("sr_l")) if "sr_l" in stage.frozen(recipe) else None,
     }
 
 

@@ -184,12 +184,43 @@ def degraded(task: Task, x0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         halved = upsample(downsample(small, small.shape[-1] // 2), small.shape[-1], how=sr_part(task).enlarge)
         half = draws.uniform() < how.half_probability
         small = torch.where(half.to(x0.device)[:, None, None, None, None], halved, small)
+    if how.made_probability > 0:
+        made = draws.uniform() < how.made_probability
+        start = draws.normal(small.shape, device=x0.device)
+        if task.sr_l is not None:  # a preview has no networks
+            drawn = _made_by_sr_l(task, x0, start, draws)
+            small = torch.where(made.to(x0.device)[:, None, None, None, None], drawn, small)
     top = max(1, int(how.noise_max * schedule.spec.timesteps))
     level = draws.integers(top)
     noise = draws.normal(small.shape, device=x0.device)
     if how.noise_max > 0:
         small = add_noise(schedule, small, t=level, noise=noise)
     return upsample(small, x0.shape[-1], how=sr_part(task).enlarge), level
+
+
+def _made_by_sr_l(task: Task, x0: Tensor, start: Tensor, draws: Draws) -> Tensor:
+    """What SR_l makes at sampling of x0 (b, f, 3, h, w) shrunk to the decoder's scale, in the shape of its noise `start`."""
+    part, network = task.recipe.cascade.sr_l, task.sr_l
+    assert network is not None
+    schedule = Schedule.from_spec(part.schedule)
+    factor = part.size // task.recipe.cascade.decoder.network.image_size
+    low = downsample(x0, start.shape[-1] // factor)
+    level = torch.full((len(x0),), int(part.noise_level * part.schedule.timesteps), device=x0.device)
+    condition = Condition(
+        low_res=upsample(low, start.shape[-1], how=part.enlarge),
+        noise_level=level if network.spec.noise_level else None,
+    )
+    with torch.no_grad():
+        denoise = guided(
+            lambda x, t, told: network(x, t, told).float(), condition, part.sampler, schedule=schedule
+        )
+        return sample(
+            part.sampler,
+            denoise,
+            x_T=start,
+            schedule=schedule,
+            noise=lambda step: draws.normal(start.shape, device=start.device),
+        ).clamp(-1, 1)
 
 
 def sr_part(task: Task) -> SuperResPart:

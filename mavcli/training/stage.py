@@ -14,6 +14,7 @@ from mavcli.data.clips import Redrawn
 from mavcli.diffusion.schedule import Schedule
 from mavcli.models.clip import ClipReader
 from mavcli.models.prior import Prior
+from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.training.distributed import Group
@@ -70,7 +71,7 @@ class Task:
     """What a loss needs beside the batch; built once for a run.
 
     `group` are the processes that train together; `kept` is the memory of the frozen towers `clip`, where the data come from
-    files and so come again; `prior` is P, frozen, where captions tell clips.
+    files and so come again; `prior` is P, frozen, where captions tell clips; `sr_l` is SR_l, frozen, where SR_h sees its pictures.
     """
 
     stage: str
@@ -83,6 +84,7 @@ class Task:
     kept: Embeddings | None = None
     prior: Prior | None = None
     group: Group = field(default_factory=Group)
+    sr_l: UNet | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,11 @@ class Stage:
         """Whether captions tell this stage what its clips show, which Make-A-Video does without (section 3.2)."""
         return self.data == "video" and self.needs_clip and recipe.stage(self.name).told_by == "caption"
 
-    def frozen(self, recipe: Recipe) -> tuple[Literal["clip", "prior"], ...]:
-        """The networks that take part and do not train: CLIP's towers and, where captions tell clips, P."""
+    def frozen(self, recipe: Recipe) -> tuple[Literal["clip", "prior", "sr_l"], ...]:
+        """The networks that take part and do not train: CLIP's towers, P where captions tell clips, SR_l where SR_h sees its
+        pictures."""
+        if self.name == "sr_h" and recipe.stage(self.name).degradation.made_probability > 0:
+            return ("sr_l",)
         if not self.needs_clip:
             return ()
         return ("clip", "prior") if self.told_by_captions(recipe) else ("clip",)

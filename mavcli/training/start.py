@@ -9,16 +9,17 @@ from typing import Literal
 
 import torch
 
-from mavcli.engine.assemble import build_network, load_clip, load_prior
+from mavcli.engine.assemble import build_network, load_clip, load_network, load_prior
 from mavcli.engine.backend import Backend
 from mavcli.errors import RecipeError, WeightsError
+from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe
 from mavcli.recipe.share import cache_dir
 from mavcli.specs import UNetSpec
 from mavcli.training.distributed import Group
 from mavcli.training.embeddings import Embeddings
 from mavcli.training.stage import Stage, Task
-from mavcli.training.stages import missing_stage
+from mavcli.training.stages import STAGES, missing_stage
 from mavcli.weights.locate import inherit, parent_path, stage_path, trained_path
 from mavcli.weights.provenance import Parent, load_weights, read_header, weight_files
 
@@ -44,7 +45,8 @@ def build_task(
         torch.manual_seed(seed)  # layers draw their first weights from the global generator
         network = build_network(stage.network(recipe))
     frozen = stage.frozen(recipe)
-    parents = [p for p in recorded or () if p.role not in frozen]
+    helpers = {*frozen, "sr_lt"} if "sr_l" in frozen else set(frozen)  # of either's weights SR_l is made
+    parents = [p for p in recorded or () if p.role not in helpers]
     path = start_path(stage, recipe) if recorded is None else None
     if path is not None:
         header = read_header(path)
@@ -76,13 +78,23 @@ def build_task(
         header = read_header(path)
         prior = load_prior(recipe, path, sha256=header.content_sha256).to(backend.device)
         parents.append(header.as_parent())
+    sr_l = None
+    if "sr_l" in frozen:
+        path = _frozen_path(stage, recipe, "sr_l")
+        header = read_header(path)
+        network_of = "sr_lt" if header.role == "sr_lt" else "sr_l"
+        spec = STAGES[network_of].network(recipe)
+        loaded = load_network(spec, path, role=network_of, sha256=header.content_sha256)
+        assert isinstance(loaded, UNet)
+        sr_l = loaded.to(backend.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parents.append(header.as_parent())
     group = group or Group(device=backend.device)
     # FSDP cuts contiguous parameters only
     sharded = group.world > 1 and config.sharding == "fsdp"
     layout = torch.contiguous_format if sharded else torch.channels_last
     network = network.to(backend.device, memory_format=layout).train()  # type: ignore[call-overload]
     schedule = stage.schedule(recipe) if stage.schedule else None
-    task = Task(stage.name, recipe, config, network, backend.device, schedule, clip, kept, prior, group)
+    task = Task(stage.name, recipe, config, network, backend.device, schedule, clip, kept, prior, group, sr_l)
     return task, parents
 
 
@@ -119,11 +131,17 @@ def check_parents(stage: Stage, recipe: Recipe) -> None:
         _frozen_path(stage, recipe, role)
 
 
-def _frozen_path(stage: Stage, recipe: Recipe, role: Literal["clip", "prior"]) -> Path:
-    """The weights of CLIP's towers or of P, which take part and do not train."""
-    path = parent_path(recipe, role)
+def _frozen_path(stage: Stage, recipe: Recipe, role: Literal["clip", "prior", "sr_l"]) -> Path:
+    """The weights of CLIP's towers, of P or of SR_l, which take part and do not train."""
+    path = parent_path(recipe, "sr_lt") if role == "sr_l" else None
+    path = path or parent_path(recipe, role)
     if path is None:
-        what = "CLIP's towers, which are" if role == "clip" else "P for captions, which is"
+        words = {
+            "clip": "CLIP's towers, which are",
+            "prior": "P for captions, which is",
+            "sr_l": "SR_l for `made_probability`, which is",
+        }
+        what = words[role]
         raise WeightsError(
             f"stage `{stage.name}` needs {what} not trained yet: no {trained_path(recipe, role)}",
             hint=f"mav train-stage {role} RECIPE",
@@ -152,6 +170,14 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
         raise RecipeError(
             f"`{key}.batch_size` is {config.batch_size}, which {processes} processes cannot share equally",
             hint=f"--set {key}.batch_size={nearest}",
+        )
+    if "sr_l" in stage.frozen(recipe) and (
+        recipe.cascade.sr_l.kind != "network" or recipe.cascade.sr_l.last_step
+    ):
+        raise RecipeError(
+            f"`{key}.degradation.made_probability` wants one network for SR_l, and `cascade.sr_l` has "
+            + ("two (`last_step`)" if recipe.cascade.sr_l.kind == "network" else "none (`kind`)"),
+            hint=f"--set {key}.degradation.made_probability=0",
         )
     if config.cuda_graphs:
         _check_graphs(stage, recipe, processes)

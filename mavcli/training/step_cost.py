@@ -17,6 +17,7 @@ from mavcli.engine.assemble import build_network
 from mavcli.engine.backend import Backend
 from mavcli.models.clip import ClipReader
 from mavcli.models.prior import Prior
+from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe, StageTraining
 from mavcli.training.distributed import Group
 from mavcli.training.draws import Draws
@@ -169,7 +170,8 @@ class _Work:
                 name: build_network(get_stage(name).network(recipe)).eval().requires_grad_(False)
                 for name in stage.frozen(recipe)
             }
-        clip, prior = frozen.get("clip"), frozen.get("prior")
+        clip, prior, sr_l = frozen.get("clip"), frozen.get("prior"), frozen.get("sr_l")
+        assert sr_l is None or isinstance(sr_l, UNet)
         assert clip is None or isinstance(clip, ClipReader)
         assert prior is None or isinstance(prior, Prior)
         network = network.to(memory_format=torch.channels_last).train()
@@ -182,7 +184,7 @@ class _Work:
         self.optimizers, self.trained = build_optimizers(network, config, inherited=False)
         schedule = stage.schedule(recipe) if stage.schedule else None
         self.frozen = list(frozen.values())
-        self.task = Task(stage.name, recipe, config, network, device, schedule, clip, prior=prior)
+        self.task = Task(stage.name, recipe, config, network, device, schedule, clip, prior=prior, sr_l=sr_l)
         self.batch = blank_batch(stage, recipe, config, samples=samples, device=device)
 
     def traced(self) -> StepCost:
