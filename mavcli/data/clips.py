@@ -36,6 +36,7 @@ from mavcli.data.scan import Facts, unpack, unpack_times
 from mavcli.errors import InputError
 from mavcli.media.frames import Fit, Frames, fit
 from mavcli.media.video import frames_at, nearest_frames, read_video
+from mavcli.media.video.times import RATE_TOLERANCE
 
 LeaveOut = Literal["static", "duplicate"]
 
@@ -224,8 +225,8 @@ class VideoFolder:
     def bounds(self, clip: int, *, frames: int) -> tuple[float, float]:
         """(lowest, highest) frames per second at which `frames` frames can be drawn from a file."""
         source = self.sources[clip]
-        # 0.1 %: 30 from 29.97 repeats nothing
-        return (frames - 1) / max(source.longest, 1e-9), source.fps * 1.001
+        # 30 from 29.97 repeats nothing
+        return (frames - 1) / max(source.longest, 1e-9), source.fps * (1 + RATE_TOLERANCE)
 
     def plan(
         self, rng: np.random.Generator, *, frames: int, fps: float, clip: int | None = None

@@ -23,7 +23,16 @@ from mavcli.errors import InputError, UsageError, counted
 from mavcli.files import file_sha256, reading
 from mavcli.media.frames import Frames
 from mavcli.media.image import describe, hint_for, is_still
-from mavcli.media.video import Damage, Survey, frames_at, nearest_frames, read_clip, read_video, survey
+from mavcli.media.video import (
+    Damage,
+    Survey,
+    frames_at,
+    nearest_frames,
+    read_clip,
+    read_video,
+    same_rate,
+    survey,
+)
 
 VIDEOS = frozenset(
     [
@@ -152,8 +161,10 @@ def read_frames(path: Path, choice: FrameChoice) -> Frames:
 
 def _by_time(path: Path, choice: FrameChoice) -> Frames:
     """The frames of a choice that needs to know all times first."""
-    shown: list[tuple[bool, int, int]] = []
-    found = survey(path, visit=lambda frame: shown.append((frame.is_corrupt, frame.width, frame.height)))
+    shown: list[tuple[int, int]] = []
+    found = survey(path, visit=lambda frame: shown.append((frame.width, frame.height)))
+    if choice.count is None or choice.start == "centre":
+        _refuse_damage(path, found.warnings)  # neither the end nor the centre is known of what breaks off
     times = found.times
     if choice.fps is None:
         assert choice.count is not None  # `FrameChoice` refuses the centre of all frames
@@ -164,11 +175,7 @@ def _by_time(path: Path, choice: FrameChoice) -> Frames:
         index = np.arange(first, first + span + 1, choice.stride)
     else:
         index = _at_rate(path, choice, found)
-    if choice.count is None or choice.start == "centre":
-        _refuse_damage(path, found.warnings)  # neither the end nor the centre is known of what breaks off
-    if any(shown[i][0] for i in index):
-        raise InputError(f"`{path}`: some of the chosen frames are damaged")
-    if any(shown[i][1:] != shown[0][1:] for i in index):
+    if any(shown[i] != shown[0] for i in index):
         raise InputError(f"`{path}`: the picture changes its size in the stream")
     return frames_at(path, times[index])
 
@@ -177,6 +184,7 @@ def _at_rate(path: Path, choice: FrameChoice, found: Survey) -> NDArray[np.intp]
     """The numbers of the frames shown `choice.fps` times a second."""
     times, fps = found.times, choice.fps
     assert fps is not None
+    fps = found.fps if same_rate(fps, found.fps) else fps  # 30 from 29.97 takes every frame once
     # The last frame is shown for half a source frame beyond its time, by the rule of the nearest.
     held = int((float(times[-1]) + 0.5 / found.fps) * fps + 1e-6) + 1
     count = held if choice.count is None else choice.count

@@ -11,10 +11,11 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from mavcli.errors import InputError
+from mavcli.media.video.colour import AREA, reformatted
 
 CUT = 10
 """`scdet`'s own threshold, in per cent of the range."""
@@ -48,8 +49,8 @@ class Scenes:
     def see(self, frame: VideoFrame) -> None:
         """The next frame. Raises InputError when its pixels cannot be converted."""
         try:
-            small = self._reformatter.reformat(
-                frame, width=_SIDE, height=_SIDE, format="rgb24", interpolation=Interpolation.AREA, threads=1
+            small = reformatted(
+                self._reformatter, frame, width=_SIDE, height=_SIDE, format="rgb24", interpolation=AREA
             )
         except (av.error.FFmpegError, ValueError) as error:
             raise InputError(f"holds {frame.format.name} pixels that cannot be converted") from error

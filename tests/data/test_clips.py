@@ -336,10 +336,16 @@ def test_the_awkward_files_of_this_world_are_used_or_left_out_with_a_reason(shar
         for entry in json.loads((shared_data / name / "EXPECTED.json").read_text()):
             expected[f"{name}/{entry['file']}"] = entry
     videos = VideoFolder(tmp_path)
-    assert videos.used.startswith("used 94 of 132 clips (38 rejected: mav data check ")
+    assert videos.used.startswith("used 95 of 132 clips (37 rejected: mav data check ")
     assert {source.name for source in videos.sources} | videos.rejected.keys() == expected.keys()
     for source in videos.sources:
-        assert len(source.times) == expected[source.name]["frames"], source.name
+        entry = expected[source.name]
+        if source.name == "nasty_real/iss634.webp":  # FFmpeg, which made the table, has no decoder for it
+            assert len(source.times) == 42
+        elif "decode error" in entry["outcome"]:  # after so many frames; whole ones follow
+            assert len(source.times) >= entry["frames"] and source.warnings
+        else:
+            assert len(source.times) == entry["frames"], source.name
     for name, reason in videos.rejected.items():
         entry = expected[name]
         words = {

@@ -15,7 +15,7 @@ from mavcli.media.video.read import (
 )
 from mavcli.media.video.sound import Sound, find_sound
 from mavcli.media.video.source import Damage, Media
-from mavcli.media.video.times import SAME_TIME, exact_rate, nearest_frames
+from mavcli.media.video.times import SAME_TIME, exact_rate, nearest_frames, same_rate
 from mavcli.media.video.write import Codec, Written, write_gif, write_video
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "read_clip",
     "read_metadata",
     "read_video",
+    "same_rate",
     "survey",
     "write_gif",
     "write_video",

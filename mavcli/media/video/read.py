@@ -16,9 +16,10 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from mavcli.errors import InputError
+from mavcli.media import animation
 from mavcli.media.frames import Frames
-from mavcli.media.video.source import Media, Source, opened, packet_times
-from mavcli.media.video.times import SAME_TIME, rate_of
+from mavcli.media.video.source import Media, Source, opened
+from mavcli.media.video.times import SAME_TIME, held, rate_of
 
 MAX_CLIP_BYTES = 2 << 30
 """What `read_clip` keeps in memory at most: 2 GiB of RGB, 12 minutes of 64 x 64 at 240 fps or 11 s of 1080p."""
@@ -70,6 +71,8 @@ class Clip:
     """Timestamp of the file's first frame, seconds; `times + start` are the file's own."""
     warnings: tuple[str, ...] = ()
     """What was wrong or approximated, in words, for the command line to say aloud."""
+    hold: float = 0.0
+    """Seconds that the last frame is shown, as the file says; 0 where it does not."""
 
     @property
     def fps(self) -> float:
@@ -78,7 +81,7 @@ class Clip:
     @property
     def duration(self) -> float:
         """Seconds, to the end of the last frame."""
-        return float(self.times[-1] - self.times[0]) + 1 / self.fps
+        return float(self.times[-1] - self.times[0]) + held(self.hold, self.rate)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     if first is None:
         raise source.nothing()
     picture = source.picture(first)
-    times = packet_times(path, source.index)
+    times = source.packet_times()
     rate, vfr = rate_of(times, source.tick, source.header_rates)
     span = float(times[-1] - times[0]) if len(times) else 0.0
     return VideoInfo(
@@ -133,7 +136,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         rate=rate,
         vfr=vfr,
         frames=max(len(times), 1),
-        duration=span + float(1 / rate),
+        duration=span + held(source.hold, rate),
         start=source.start,
         warnings=tuple(source.warnings),
     )
@@ -169,36 +172,41 @@ def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, max_frames: i
     or when the frames need more than `max_bytes`.
     """
     source = Source(path, stream=stream)
-    pixels = bytearray()  # grows in place: a list of frames would need twice the memory when joined
+    frames: Frames = np.empty((0, 0, 0, 3), np.uint8)
     times: list[float] = []
-    shape: tuple[int, ...] = ()
+    room = 0
     for time, frame in source.decode(start=start):
-        picture = source.picture(frame)
-        if len(pixels) + picture.nbytes > max_bytes:
+        if not times:
+            assert source.shape is not None  # a frame came
+            room = max_bytes // (source.shape[0] * source.shape[1] * 3)
+            expected = min(room, max_frames or room, max(16, source.expected + 1))
+            frames = np.empty((expected, *source.shape, 3), np.uint8)
+        if len(times) == room:
             raise InputError(
-                f"`{source.name}` holds more than {len(times)} frames of {picture.shape[1]} x {picture.shape[0]} px, "
+                f"`{source.name}` holds more than {len(times)} frames of {frames.shape[2]} x {frames.shape[1]} px, "
                 f"wanted at most {max_bytes / 2**30:.1f} GiB of frames",
                 hint="trim or shrink it, such as `ffmpeg -t 5 -i in.mp4 -vf scale=-2:256 out.mp4`",
             )
-        shape = picture.shape
-        pixels += picture.data
+        if len(times) == len(frames):  # in place: a list of frames would need twice the memory when joined
+            frames.resize((min(room, len(frames) * 3 // 2 + 16), *frames.shape[1:]), refcheck=False)
+        source.picture(frame, frames[len(times)])
         times.append(time)
         if len(times) == max_frames:
             break
-    else:
-        source.compare_count(len(times), start)
     if not times:
         raise source.nothing(start)
     stamps = np.array(times)
     rate, vfr = rate_of(stamps, source.tick, source.header_rates)
+    frames.resize((len(times), *frames.shape[1:]), refcheck=False)
     return Clip(
         path=source.name,
-        frames=np.frombuffer(pixels, np.uint8).reshape(len(times), *shape),
+        frames=frames,
         times=stamps,
         rate=rate,
         vfr=vfr,
         start=source.start,
         warnings=tuple(source.warnings),
+        hold=source.hold,
     )
 
 
@@ -227,7 +235,6 @@ def survey(media: Media, *, visit: Callable[[VideoFrame], None] | None = None,
             show(source.picture(frame))
     if not times:
         raise source.nothing()
-    source.compare_count(len(times), 0.0)
     stamps = np.array(times)
     rate, vfr = rate_of(stamps, source.tick, source.header_rates)
     assert source.shape is not None  # a frame came
@@ -282,13 +289,15 @@ def is_video(path: str | os.PathLike[str]) -> bool:
         frames = source.decode()
         if next(frames, None) is None:
             return False
-        return source.container_name != "gif" or next(frames, None) is not None
+        return source.container_name != "gif" or next(frames, None) is not None  # one frame is a picture
     except InputError:
         return False
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The container's tags with lower-case keys (Matroska stores upper case). Raises InputError."""
+    if animation.moving_picture(path):
+        return {}
     with opened(path) as container:
         try:
             return {key.lower(): value for key, value in container.metadata.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -39,36 +40,77 @@ def exact_rate(fps: Fraction | float | int) -> Fraction:
     return Fraction(fps) if isinstance(fps, int | Fraction) else nearest_fraction(fps)
 
 
+Stamps = Literal["pts", "dts", "delays", "none"]
+"""What tells the time of a frame: its own stamp; where a container numbers packets only, that of decoding; in GIF and its kin
+how long each frame is shown; nothing, and then the rate does."""
+
+
 class Clock:
     """Seconds from the first frame, strictly increasing whatever the timestamps do."""
 
-    def __init__(self, origin: float | None, step: float) -> None:
+    def __init__(self, origin: float | None, step: float, stamps: Stamps) -> None:
         self.origin = origin
         self.last = 0.0
+        self.hold = 0.0
+        """Seconds that the last frame is shown, as the file says; 0 where it does not."""
         self.restarts = self.replaced = self.missing = 0
         self._step = step
+        self._stamps = stamps
         self._offset = 0.0
         self._begun = False
 
     def __call__(self, frame: VideoFrame, tick: float) -> float:
-        stamp = None if frame.pts is None else frame.pts * float(frame.time_base or tick)
-        if stamp is None:
-            self.missing += 1
-            time = self.last + self._step if self._begun else 0.0
-            self.origin = 0.0 if self.origin is None else self.origin
-        else:
-            self.origin = stamp if self.origin is None else self.origin
-            time = stamp - self.origin + self._offset
-            if self._begun and time <= self.last:
-                if self.last - time > 8 * self._step:  # farther than any reordering
-                    self._offset += self.last + self._step - time
-                    self.restarts += 1
-                else:
-                    self.replaced += 1
-                time = self.last + self._step
+        tick = float(frame.time_base or tick)
+        hold = (frame.duration or 0) * tick
+        time = self._by_delays() if self._stamps == "delays" else self._by_stamp(frame, tick)
+        self.hold = as_browsers(hold) if self._stamps == "delays" else hold
         self._begun = True
         self.last = time
         return time
+
+    def _by_delays(self) -> float:
+        self.origin = 0.0
+        return self.last + self.hold
+
+    def _by_stamp(self, frame: VideoFrame, tick: float) -> float:
+        ticks = frame.dts if self._stamps == "dts" else frame.pts
+        if ticks is None or self._stamps == "none":
+            if (
+                self._stamps != "dts" or not self._begun
+            ):  # the last frames of a decoder that is flushed have no dts
+                self.missing += 1
+            self.origin = 0.0 if self.origin is None else self.origin
+            return self.last + self._step if self._begun else 0.0
+        stamp = ticks * tick
+        self.origin = stamp if self.origin is None else self.origin
+        time = stamp - self.origin + self._offset
+        if self._begun and time <= self.last:
+            if self.last - time > 8 * self._step:  # farther than any reordering
+                self._offset += self.last + self._step - time
+                self.restarts += 1
+            else:
+                self.replaced += 1
+            time = self.last + self._step
+        return time
+
+
+def as_browsers(delay: float) -> float:
+    """Seconds that a browser shows a frame of a GIF, APNG or WebP: those of 1/100 s and less count as 1/10 s."""
+    return 0.1 if delay < 0.011 else delay
+
+
+def held(hold: float, rate: Fraction) -> float:
+    """Seconds that the last frame is shown: what the file says where that is plainly longer than a frame, else a frame."""
+    return hold if hold > 1.5 / rate else float(1 / rate)
+
+
+RATE_TOLERANCE = 1.1e-3
+"""Rates that differ by less are one rate: 29.97 counts as 30, 23.976 as 24."""
+
+
+def same_rate(fps: float, other: float) -> bool:
+    """Whether two rates differ by no more than those of NTSC and film from the whole numbers that they are called."""
+    return abs(fps - other) <= RATE_TOLERANCE * max(fps, other)
 
 
 def rate_of(times: NDArray[np.float64], tick: float, header: Sequence[Fraction]) -> tuple[Fraction, bool]:

@@ -15,15 +15,16 @@ import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from mavcli.errors import DiskError, InputError, UsageError
 from mavcli.files import disk_error, refuse_existing, temporary_path, whole_path
 from mavcli.media.frames import Frames, check_size, frames_sha256
+from mavcli.media.video.colour import ToYuv420, reformatted
 from mavcli.media.video.read import read_metadata
 from mavcli.media.video.sound import Sound, join
-from mavcli.media.video.source import packet_times, words
+from mavcli.media.video.source import Source, words
 from mavcli.media.video.times import exact_rate
 
 Codec = Literal["h264", "ffv1"]
@@ -142,6 +143,7 @@ def _encode(temporary: Path, target_name: str, frames: Iterable[Frames], rate: F
     options = {"movflags": "use_metadata_tags+faststart"} if container_format in ("mp4", "mov") else {}
     digest = hashlib.sha256()
     reformatter = VideoReformatter()
+    to_yuv: ToYuv420 | None = None
     stream: VideoStream | None = None
     container: OutputContainer | None = None
     shape: tuple[int, ...] = ()
@@ -159,6 +161,8 @@ def _encode(temporary: Path, target_name: str, frames: Iterable[Frames], rate: F
                 check_size(target_name, shape[1], shape[0])
                 container = av.open(str(temporary), "w", format=container_format, options=options)
                 container.metadata.update(tags)
+                if codec == "h264":
+                    to_yuv = ToYuv420(shape[1] + right, shape[0] + bottom, 1 / rate)
                 stream = _output_stream(
                     container, rate, codec, crf, threads, shape[1] + right, shape[0] + bottom
                 )
@@ -169,17 +173,10 @@ def _encode(temporary: Path, target_name: str, frames: Iterable[Frames], rate: F
             if right or bottom:
                 pixels = np.pad(pixels, ((0, bottom), (0, right), (0, 0)), mode="edge")
             picture = VideoFrame.from_ndarray(pixels, format="rgb24")
-            if codec == "h264":
-                picture = reformatter.reformat(
-                    picture,
-                    format="yuv420p",
-                    dst_colorspace=Colorspace.ITU709,
-                    dst_color_range=ColorRange.MPEG,
-                    interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
-                    threads=1,
-                )
+            if to_yuv is not None:
+                picture = to_yuv(picture)
             else:
-                picture = reformatter.reformat(picture, format="bgr0", threads=1)
+                picture = reformatted(reformatter, picture, format="bgr0")
             picture.pts = count
             picture.duration = 1
             picture.time_base = 1 / rate
@@ -205,12 +202,12 @@ def _output_stream(container: OutputContainer, rate: Fraction, codec: Codec, crf
         options["x264-params"] = "mbtree=0"
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.color_range = 1  # limited
-        context.color_primaries = context.color_trc = context.colorspace = 1  # bt709
+        stream.codec_context.color_range, stream.codec_context.colorspace = 1, 1  # limited, bt709
     else:
         stream = container.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
         stream.pix_fmt = "bgr0"
+        stream.codec_context.color_range, stream.codec_context.colorspace = 2, 0  # full, RGB
+    stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # bt709
     stream.width, stream.height = width, height
     stream.codec_context.time_base = stream.time_base = 1 / rate
     stream.codec_context.thread_count = threads
@@ -250,7 +247,7 @@ def _encode_gif(temporary: Path, frames: Frames, ticks: int) -> None:
 
 def _verify(temporary: Path, target: Path, count: int, tags: dict[str, str]) -> None:
     """Read the finished file back: a full disk and a careless muxer both lose data without an error."""
-    found = len(packet_times(temporary, None))
+    found = len(Source(temporary).packet_times())
     if found != count:
         raise DiskError(
             f"`{target}` came out with {found} of {count} frames", hint="free some space on the disk"
