@@ -89,7 +89,7 @@ def cp(
     json: JsonOption = False,
 ) -> None:
     """Copy a recipe, to change it."""
-    from mavcli.files import make_folder, write_bytes
+    from mavcli.files import make_folder, refuse_existing, write_bytes
     from mavcli.recipe.load import find_recipe, load_recipe
 
     console = Console(json=json)
@@ -97,6 +97,7 @@ def cp(
     load_recipe(source)
     target = file / source.name if file.is_dir() else file
     make_folder(target.parent)
+    refuse_existing(target, force, hint="--force overwrites it")
     write_bytes(target, source.read_bytes(), overwrite=force)
     load_recipe(target)
     console.result(target)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mavcli import stopping
 from mavcli.errors import DiskError
 from mavcli.files import make_folder, write_bytes
 
@@ -65,6 +66,7 @@ class Work:
 
     def put(self, key: str, tensor: Tensor) -> None:
         """Keep `tensor` under `key`, and let the longest unused entries go while the folder is over its limit."""
+        stopping.check()  # what was being stopped may have made it
         plain = tensor.detach().cpu().contiguous()
         path = self._path(key)
         # a full or foreign disk: the run goes on without a memory

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mavcli import stopping
 from mavcli.engine.backend import Backend
 from mavcli.errors import DiskError, InputError, Interrupted, WeightsError
 from mavcli.evaluation.clips import Folder, FrameChoice, content_sha256, read_frames
@@ -129,6 +130,7 @@ class FeatureStore:
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Keep the features of some clips as one file. Raises DiskError where it cannot be written."""
+        stopping.check()  # what was being stopped may have made them
         if not entries:
             return
         joined = torch.cat([entry.rows for entry in entries]).contiguous()

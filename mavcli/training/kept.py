@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mavcli import stopping
 from mavcli.engine.work import content_key
 from mavcli.errors import DiskError
 from mavcli.files import make_folder, write_bytes
@@ -62,6 +63,7 @@ class KeptRows:
 
     def put(self, key: bytes, row: Row) -> None:
         """Keep a row (w,) under `key`; it is on disk at the latest after `flush`."""
+        stopping.check()  # what was being stopped may have made it
         if self.limit == 0 or self.note is not None:
             return
         self._new[key] = np.array(row, np.float32)

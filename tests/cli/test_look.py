@@ -59,7 +59,7 @@ def test_recipe_cp_makes_a_recipe_that_says_the_same(
     assert shown(capsys, "recipe", "cp", name, str(target)) == f"{target}\n"
     assert load_recipe(target).sha256 == load_recipe(name).sha256
     assert run(["recipe", "cp", name, str(target)]) == 6
-    assert capsys.readouterr().err == f"error: {target} exists\nhint: --force overwrites it\n"
+    assert capsys.readouterr().err == f"error: `{target}` exists\nhint: --force overwrites it\n"
     assert run(["recipe", "cp", name, str(target), "--force"]) == 0
 
 
@@ -85,7 +85,7 @@ def test_recipe_check_tells_every_fault_or_how_it_runs(
 def weights(folder: Path) -> Path:
     header = WeightsHeader(
         role="sr_l",
-        spec=UNetSpec(model_channels=8, low_res_channels=3),
+        spec=UNetSpec(model_channels=8, norm_groups=8, num_head_channels=8, low_res_channels=3),
         step=12,
         samples_seen=120,
         parents=(Parent(role="decoder", content_sha256="ab", step=5),),

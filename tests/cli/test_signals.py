@@ -15,14 +15,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mavcli import stopping
 from mavcli.cli.console import Console
 from mavcli.cli.making import Common, Session
 from mavcli.data.index import FORMAT
+from mavcli.engine.work import Work
 from mavcli.errors import InputError, Interrupted
+from mavcli.evaluation.features import Entry, FeatureStore
 from mavcli.media.video import write_video
+from mavcli.training.kept import KeptRows
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 ENDS = [(signal.SIGTERM, 143, "error: terminated\n"), (signal.SIGINT, 130, "error: interrupted\n")]
@@ -176,6 +180,35 @@ def test_an_item_of_a_batch_is_not_failed_by_a_signal(monkeypatch):
     finally:
         stopping.forget()
     assert len(made) == 1
+
+
+def keep_work(folder: Path) -> None:
+    Work(folder).put("a", torch.zeros(3))
+
+
+def keep_rows(folder: Path) -> None:
+    rows = KeptRows(folder, {}, 3, limit=1000)
+    try:
+        rows.put(b"k" * 16, np.zeros(3, np.float32))
+    finally:
+        rows.flush()  # as a training does at its end, however it ends
+
+
+def keep_features(folder: Path) -> None:
+    FeatureStore(folder, {}).put([Entry("a", torch.zeros(1, 3), "8 x 8")])
+
+
+@pytest.mark.parametrize("keep", [keep_work, keep_rows, keep_features])
+def test_what_stopped_code_made_is_not_kept(keep, tmp_path):
+    stopping.ask(Interrupted("terminated", exit_code=143))
+    try:
+        with pytest.raises(Interrupted):
+            keep(tmp_path / "cache")
+    finally:
+        stopping.forget()
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    keep(tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] != [], "without a wish it is"
 
 
 COMMANDS = {
