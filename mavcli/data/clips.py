@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -156,6 +156,8 @@ class Draw:
     start: float
     """Seconds into the file."""
     redrawn: Redrawn = field(default=Redrawn())
+    seen: Frames | None = None
+    """The first frame at `look` pixels, where that was asked for: uint8 (look, look, 3)."""
 
 
 class VideoFolder:
@@ -266,12 +268,13 @@ class VideoFolder:
         plan = self.plan(rng, frames=frames, fps=fps, clip=clip)
         if isinstance(plan, Refused):
             return plan
-        return Draw(self._pixels(plan.clip, plan.index, size, fit), plan.fps, plan.clip, plan.start)
+        return Draw(self._pixels(plan.clip, plan.index, size, fit)[0], plan.fps, plan.clip, plan.start)
 
     def draw_fitting(self, rng: np.random.Generator, *, frames: int, fps: float, size: int,
-                     fit: Fit = "crop") -> Draw:  # fmt: skip
+                     fit: Fit = "crop", look: int | None = None) -> Draw:  # fmt: skip
         """`draw_clip` with the rule for misfits: a rate outside what the drawn file allows moves to the nearer bound; a
-        file that allows none is drawn again. `Draw.redrawn` counts both, and `Draw.fps` is the rate that was used.
+        file that allows none is drawn again. `Draw.redrawn` counts both, and `Draw.fps` is the rate that was used. With
+        `look`, `Draw.seen` is the first frame at so many pixels.
 
         Raises Unreadable when the drawn file cannot be read any more, InputError when none of the folder has `frames` frames
         of one scene to give.
@@ -286,8 +289,8 @@ class VideoFolder:
                     redrawn += Redrawn(rate=1)
                     plan = self.plan(rng, frames=frames, fps=nearer, clip=plan.clip)
             if isinstance(plan, Plan):
-                pixels = self._pixels(plan.clip, plan.index, size, fit)
-                return Draw(pixels, plan.fps, plan.clip, plan.start, redrawn)
+                pixels, seen = self._pixels(plan.clip, plan.index, size, fit, look)
+                return Draw(pixels, plan.fps, plan.clip, plan.start, redrawn, seen)
             redrawn += Redrawn(clip=1)
         longest = max(self.sources, key=lambda source: source.longest)
         raise InputError(
@@ -298,42 +301,64 @@ class VideoFolder:
 
     def frames_of(self, clip: int, index: Sequence[int], *, size: int, fit: Fit = "crop") -> Frames:
         """Some frames of a file, ascending: uint8 (len(index), size, size, 3)."""
-        return self._pixels(clip, np.asarray(index, np.intp), size, fit)
+        return self._pixels(clip, np.asarray(index, np.intp), size, fit)[0]
 
-    def _pixels(self, clip: int, index: NDArray[np.intp], size: int, rule: Fit) -> Frames:
-        with reading(self.sources[clip].place):  # one in memory counts as gone too when its file is
-            return self._decoded(clip, index, size, rule)
-
-    def _decoded(self, clip: int, index: NDArray[np.intp], size: int, rule: Fit) -> Frames:
+    def _pixels(
+        self, clip: int, index: NDArray[np.intp], size: int, rule: Fit, look: int | None = None
+    ) -> tuple[Frames, Frames | None]:
+        """The frames at `index`, ascending, at `size` pixels; and the first of them at `look` pixels."""
         source = self.sources[clip]
-        if len(source.times) * size * size * 3 > self._cache_bytes // 4:  # too long to keep: decode the part
-            before = (
-                source.keyframes[source.keyframes <= index[0]] if source.seekable else source.keyframes[:0]
-            )
-            return frames_at(
-                media(source.place),
-                source.times[index],
-                start=source.start,
-                keyframe=float(source.times[before[-1]]) if len(before) else 0.0,
-                transform=lambda picture: fit(picture, size, rule=rule),
-            )
-        key = (clip, size, rule)
+        with reading(source.place):  # one in memory counts as gone too when its file is
+            if len(source.times) * size * size * 3 <= self._cache_bytes // 4:
+                frames = self._kept(clip, size, rule)[index]
+                return frames, None if look is None else self._part(clip, index[:1], look, rule)[0]
+            seen: list[Frames] = []  # too long to keep: the part is decoded, and the picture fitted twice
+
+            def both(picture: Frames) -> Frames:
+                if look is not None and not seen:
+                    seen.append(fit(picture, look, rule=rule))
+                return fit(picture, size, rule=rule)
+
+            frames = self._part(clip, index, size, rule, transform=both)
+            return frames, seen[0] if seen else None
+
+    def _part(
+        self,
+        clip: int,
+        index: NDArray[np.intp],
+        size: int,
+        rule: Fit,
+        *,
+        transform: Callable[[Frames], Frames] | None = None,
+    ) -> Frames:
+        """Decode from the key frame before the first of `index` on."""
+        source = self.sources[clip]
+        before = source.keyframes[source.keyframes <= index[0]] if source.seekable else source.keyframes[:0]
+        return frames_at(
+            media(source.place),
+            source.times[index],
+            start=source.start,
+            keyframe=float(source.times[before[-1]]) if len(before) else 0.0,
+            transform=transform or (lambda picture: fit(picture, size, rule=rule)),
+        )
+
+    def _kept(self, clip: int, size: int, rule: Fit) -> Frames:
+        """All frames of a file at `size` pixels, out of memory where they were decoded lately."""
+        source, key = self.sources[clip], (clip, size, rule)
         if key in self._cache:
             self._cache.move_to_end(key)
-        else:
-            kept = np.empty((len(source.times), size, size, 3), np.uint8)
-            count = 0
-            for _, picture in read_video(media(source.place), max_frames=len(kept)):
-                kept[count] = fit(picture, size, rule=rule)
-                count += 1
-            if count < len(kept):
-                raise InputError(
-                    f"`{source.name}` has {count} frames, it had {len(kept)} when it was read first"
-                )
-            self._cache[key] = kept
-            while sum(entry.nbytes for entry in self._cache.values()) > self._cache_bytes:
-                self._cache.popitem(last=False)
-        return self._cache[key][index]
+            return self._cache[key]
+        kept = np.empty((len(source.times), size, size, 3), np.uint8)
+        count = 0
+        for _, picture in read_video(media(source.place), max_frames=len(kept)):
+            kept[count] = fit(picture, size, rule=rule)
+            count += 1
+        if count < len(kept):
+            raise InputError(f"`{source.name}` has {count} frames, it had {len(kept)} when it was read first")
+        self._cache[key] = kept
+        while sum(entry.nbytes for entry in self._cache.values()) > self._cache_bytes:
+            self._cache.popitem(last=False)
+        return kept
 
 
 def _source(place: Place, facts: Facts, min_frames: int, first: dict[str, str]) -> Source | str:

@@ -137,11 +137,13 @@ class FolderSource:
         assert isinstance(self._folder, PairFolder)  # `open_source` opens what the stage needs
         return self._folder.draw(rng, size=size)
 
-    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
+    def clip(
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
+    ) -> DrawnClip:
         """(f, s, s, 3) uint8 at the rate that was used."""
         assert isinstance(self._folder, VideoFolder)
-        draw = self._folder.draw_fitting(rng, frames=frames, fps=fps, size=size)
-        return DrawnClip(draw.frames, draw.fps, draw.redrawn)
+        draw = self._folder.draw_fitting(rng, frames=frames, fps=fps, size=size, look=look)
+        return DrawnClip(draw.frames, draw.fps, draw.redrawn, draw.seen)
 
     def count(self, redrawn: Redrawn) -> None:
         """Add up what the clips of a batch say of how they were drawn; other processes may have drawn them."""

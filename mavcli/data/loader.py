@@ -30,6 +30,8 @@ class DrawnClip:
     fps: float
     redrawn: Redrawn = field(default=Redrawn())
     """How often it was drawn again; whoever consumes the clip hands it to `Source.count`."""
+    seen: np.ndarray | None = None
+    """The first frame at the `look` pixels that were asked for: (look, look, 3) uint8."""
 
 
 class Files(Protocol):
@@ -72,8 +74,10 @@ class Source(Protocol):
         """A picture (s, s, 3) uint8 and its caption."""
         ...
 
-    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
-        """A clip without any words."""
+    def clip(
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
+    ) -> DrawnClip:
+        """A clip without any words, with `look` its first frame at that size too."""
         ...
 
     def folders(self) -> Sequence[Files]:
@@ -136,15 +140,17 @@ class WorldSource:
         scene = self._scene(rng)
         return world.render(scene, float(rng.uniform(0.0, 4.0)), size), world.caption(scene, rng)
 
-    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
-        return self._filmed(self._scene(rng, video=True), rng, frames=frames, fps=fps, size=size)
+    def clip(
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
+    ) -> DrawnClip:
+        return self._filmed(self._scene(rng, video=True), rng, frames=frames, fps=fps, size=size, look=look)
 
     def captioned_clip(
-        self, rng: np.random.Generator, *, frames: int, fps: float, size: int
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
     ) -> tuple[DrawnClip, str]:
         """The clip that `clip` gives for an equal generator, which it leaves alike, and its caption."""
         scene = self._scene(rng, video=True)
-        clip = self._filmed(scene, rng, frames=frames, fps=fps, size=size)
+        clip = self._filmed(scene, rng, frames=frames, fps=fps, size=size, look=look)
         return clip, world.caption(scene, rng.spawn(1)[0])
 
     def _scene(self, rng: np.random.Generator, *, video: bool = False) -> world.Scene:
@@ -155,10 +161,20 @@ class WorldSource:
 
     @staticmethod
     def _filmed(
-        scene: world.Scene, rng: np.random.Generator, *, frames: int, fps: float, size: int
+        scene: world.Scene,
+        rng: np.random.Generator,
+        *,
+        frames: int,
+        fps: float,
+        size: int,
+        look: int | None = None,
     ) -> DrawnClip:
         start = float(rng.uniform(0.0, 1.0))
-        return DrawnClip(world.render_clip(scene, fps=fps, frames=frames, size=size, start=start), fps)
+        clip = world.render_clip(scene, fps=fps, frames=frames, size=size, start=start)
+        seen = None
+        if look is not None:
+            (seen,) = world.render_clip(scene, fps=fps, frames=1, size=look, start=start)
+        return DrawnClip(clip, fps, seen=seen)
 
     def folders(self) -> Sequence[Files]:
         return ()
@@ -211,8 +227,10 @@ class WithStills:
     def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
         return self.stills.pair(rng, size)
 
-    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
-        return self.clips.clip(rng, frames=frames, fps=fps, size=size)
+    def clip(
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
+    ) -> DrawnClip:
+        return self.clips.clip(rng, frames=frames, fps=fps, size=size, look=look)
 
     def folders(self) -> Sequence[Files]:
         return (*self.clips.folders(), *self.stills.folders())
@@ -249,8 +267,10 @@ class Mix:
     def pair(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
         return self.of(rng, still=True).pair(rng, size)
 
-    def clip(self, rng: np.random.Generator, *, frames: int, fps: float, size: int) -> DrawnClip:
-        return self.of(rng).clip(rng, frames=frames, fps=fps, size=size)
+    def clip(
+        self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
+    ) -> DrawnClip:
+        return self.of(rng).clip(rng, frames=frames, fps=fps, size=size, look=look)
 
     def folders(self) -> Sequence[Files]:
         return [folder for source in self.sources for folder in source.folders()]

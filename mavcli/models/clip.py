@@ -21,6 +21,17 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def pixels_read(spec: ClipSpec) -> int:
+    """Pixels a side that the image tower of `spec` reads; a published model (`pretrained`) has a size of its own."""
+    if spec.pretrained is None:
+        return spec.image_size
+    import open_clip
+
+    config = open_clip.get_model_config(spec.pretrained) or {}
+    size = config.get("vision_cfg", {}).get("image_size", spec.image_size)
+    return int(size if isinstance(size, int) else size[0])
+
+
 @dataclass(frozen=True)
 class TextFeatures:
     """embedding (b, d); states (b, n, w) after the last norm; mask (b, n) bool, True for real tokens."""

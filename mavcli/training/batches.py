@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class _Row:
     known: np.ndarray | None = None
     caption: str | None = None
     redrawn: Redrawn = field(default=Redrawn())
+    seen: np.ndarray | None = None
+    """The first frame at CLIP's size (s, s, 3), where that is not the network's."""
 
 
 def stage_source(stage: Stage, loaded: LoadedRecipe, *, report: Report | None = None) -> Source:
@@ -75,6 +78,7 @@ class Batches(Dataset[Batch]):
         self.config = recipe.stage(stage.name)
         self.count = self.config.batch_size // processes
         self.first = rank * self.count
+        self.look = stage.look(recipe)
         self.lost: dict[str, str] = {}
         """Files that were drawn in this process and could not be read, with the reason."""
 
@@ -105,6 +109,7 @@ class Batches(Dataset[Batch]):
         moving = rows[0].fps is not None
         captions = tuple(row.caption for row in rows if row.caption is not None)
         known = [row.known for row in rows if row.known is not None]
+        seen = [row.seen for row in rows if row.seen is not None]
         pixels = torch.from_numpy(np.stack([row.frames for row in rows]))
         return Batch(
             pixels,
@@ -116,6 +121,7 @@ class Batches(Dataset[Batch]):
             sources=tuple(name for row in rows for name in row.sources),
             keys=pair_keys(pixels, captions) if stage.comparable is not None else None,
             lost=tuple(lost.items()),
+            seen=torch.from_numpy(np.stack(seen)) if seen else None,
         )
 
     def _generators(self, step: int, index: int) -> Callable[[int], np.random.Generator]:
@@ -154,9 +160,16 @@ class Batches(Dataset[Batch]):
 
     def _picture(self, rng: np.random.Generator, size: int) -> _Row:
         source = self.source.of(rng, still=True)
-        picture = source.image(rng, self.stage.size(self.recipe))[None]
+        picture, seen = self._image(source, rng, self.stage.size(self.recipe))
         known = np.zeros(1, dtype=bool) if self.stage.masks else None
-        return _Row(_crop(picture, size, rng), source.names, known=known)
+        return _Row(_crop(picture[None], size, rng), source.names, known=known, seen=seen)
+
+    def _image(
+        self, source: Source, rng: np.random.Generator, size: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A picture, and the same at the size that CLIP is shown: equal generators draw equal pictures."""
+        seen = None if self.look is None else source.image(copy.deepcopy(rng), self.look)
+        return source.image(rng, size), seen
 
     def _pair(self, rng: np.random.Generator, size: int) -> _Row:
         source = self.source.of(rng, still=True)
@@ -174,16 +187,18 @@ class Batches(Dataset[Batch]):
             clip = self._still_clip(source, rng, full)
         elif caption is not None:
             assert isinstance(source, WorldSource)  # `check_stage` lets no other come here
-            clip, caption = source.captioned_clip(rng, frames=config.frames, fps=wanted, size=full)
+            clip, caption = source.captioned_clip(
+                rng, frames=config.frames, fps=wanted, size=full, look=self.look
+            )
         else:
-            clip = source.clip(rng, frames=config.frames, fps=wanted, size=full)
+            clip = source.clip(rng, frames=config.frames, fps=wanted, size=full, look=self.look)
         frames = _crop(clip.frames, size, rng)
         known = draw_known(rng, config.masks, config.frames) if stage.masks else None
-        return _Row(frames, source.names, clip.fps, known, caption, clip.redrawn)
+        return _Row(frames, source.names, clip.fps, known, caption, clip.redrawn, clip.seen)
 
     def _still_clip(self, source: Source, rng: np.random.Generator, size: int) -> DrawnClip:
-        picture = source.image(rng, size)
-        return DrawnClip(np.repeat(picture[None], self.config.frames, axis=0), STILL_FPS)
+        picture, seen = self._image(source, rng, size)
+        return DrawnClip(np.repeat(picture[None], self.config.frames, axis=0), STILL_FPS, seen=seen)
 
     def _is_still(self, step: int) -> bool:
         """Whether a video stage sees pictures at this step: a share of the steps, evenly spread."""

@@ -248,13 +248,13 @@ def pictures(task: Task, batch: Batch) -> Tensor:
 def first_frames(task: Task, batch: Batch) -> Tensor:
     """CLIP's embedding (b, d) of each sample's first frame, which of a picture is all."""
     if task.kept is not None:
-        return task.kept.of_pictures(batch.pixels[:, 0])
+        return task.kept.of_pictures(batch.pictures)
     return _clip(task).encode_image(_first_pictures(task, batch))
 
 
 def _first_pictures(task: Task, batch: Batch) -> Tensor:
     """(b, 3, h, w) in [-1, 1] on the task's device."""
-    return to_float(batch.pixels[:, 0].to(task.device))
+    return to_float(batch.pictures.to(task.device))
 
 
 def _draw(task: Task, x0: Tensor, draws: Draws, *, shift_pictures: bool = False) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def _decode(
     assert task.clip is not None and isinstance(task.network, UNet)
     spec = task.network.spec
     condition = Condition(
-        image_embedding=task.clip.encode_image(truth[:, 0]),
+        image_embedding=losses.first_frames(task, batch),
         fps=None if batch.fps is None or truth.shape[1] == 1 else batch.fps.to(task.device),
         masked_video=None if known is None else masked_video(truth, known),
         **task.clip.no_text(spec, len(truth)),
@@ -119,7 +120,8 @@ def seen(
     """The first `samples` rows of the batch that training draws at `step`; no network is built.
 
     A row of frames for each, as large as they are trained; below it what else goes into the network: the known frames of
-    a masked clip (unknown ones are grey, as zeros are), the enlarged low-res picture with its blur and noise.
+    a masked clip (unknown ones are grey, as zeros are), the enlarged low-res picture with its blur and noise; at the end what
+    CLIP is shown of each sample, where that is not the network's own size.
     Raises RecipeError and InputError as training does.
     """
     recipe = loaded.recipe
@@ -165,8 +167,20 @@ def seen(
                 labels += ["low-res"] * x0.shape[1]
         if level is not None and task.schedule is not None:
             words.append(f"low-res noised at {int(level[i])} of {task.schedule.spec.timesteps}")
+        if batch.seen is not None:
+            words.append(f"CLIP is shown {batch.seen.shape[1]} x {batch.seen.shape[2]} px of its first frame")
         lines.append(", ".join(words))
     sheet = contact_sheet(
         to_uint8(torch.cat(rows)), columns=x0.shape[1] if x0.shape[1] > 1 else None, labels=labels
     )
+    if batch.seen is not None:
+        shown = contact_sheet(batch.seen.numpy(), labels=[f"CLIP: sample {i}" for i in range(count)])
+        sheet = _below(sheet, shown)
     return Seen(sheet, lines)
+
+
+def _below(top: Frames, bottom: Frames) -> Frames:
+    """Two sheets (h, w, 3), one below the other; the narrower is widened by the colour of its corner."""
+    width = max(top.shape[1], bottom.shape[1])
+    wide = [np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), mode="edge") for x in (top, bottom)]
+    return np.concatenate(wide)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mavcli.data.clips import Redrawn
 from mavcli.diffusion.schedule import Schedule
-from mavcli.models.clip import ClipReader
+from mavcli.models.clip import ClipReader, pixels_read
 from mavcli.models.prior import Prior
 from mavcli.models.unet import UNet
 from mavcli.recipe.schema import Recipe, StageTraining
@@ -29,7 +29,8 @@ class Batch:
     Clips have captions where those tell them (`told_by: caption`), and what is told by its first frame has an empty one.
     `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
     were drawn again, `sources` which of a mix's sources each row is from, `keys` (b, 2) those of `pair_keys` where captions are
-    compared, and `lost` the name of each file that was drawn and could not be read, with the reason.
+    compared, and `lost` the name of each file that was drawn and could not be read, with the reason. `seen` (b, s, s, 3) uint8 is
+    what CLIP is shown of each row, its first frame at CLIP's own size; None where that is the network's too.
     """
 
     pixels: Tensor
@@ -41,6 +42,7 @@ class Batch:
     sources: tuple[str, ...] = ()
     keys: Tensor | None = None
     lost: tuple[tuple[str, str], ...] = ()
+    seen: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop)."""
@@ -52,7 +54,13 @@ class Batch:
             self.first + start,
             sources=self.sources[start:stop],
             keys=None if self.keys is None else self.keys[start:stop],
+            seen=None if self.seen is None else self.seen[start:stop],
         )
+
+    @property
+    def pictures(self) -> Tensor:
+        """What CLIP is shown, uint8 (b, s, s, 3): the first frames, at CLIP's size where they are drawn at it."""
+        return self.pixels[:, 0] if self.seen is None else self.seen
 
 
 def pair_keys(pixels: Tensor, captions: Sequence[str]) -> Tensor:
@@ -113,6 +121,15 @@ class Stage:
     fewest: int = 1
     schedule: Callable[[Recipe], Schedule] | None = None
     prepare: Callable[[Task, Callable[[int], Batch]], None] = field(default=lambda task, batch_of: None)
+
+    def look(self, recipe: Recipe) -> int | None:
+        """Pixels a side at which frozen CLIP is shown a sample's first frame; None where the network draws at that size.
+
+        P learns embeddings of whole pictures as CLIP reads them, so those that tell D, D^t and ↑F what to draw are of no
+        others (unCLIP, section 2.1; Make-A-Video, section 3.2).
+        """
+        size = pixels_read(recipe.cascade.clip.network)
+        return size if self.needs_clip and size != self.size(recipe) else None
 
     def told_by_captions(self, recipe: Recipe) -> bool:
         """Whether captions tell this stage what its clips show, which Make-A-Video does without (section 3.2)."""
