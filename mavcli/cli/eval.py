@@ -153,7 +153,8 @@ def pocket(
 
     overrides = {"output.fps": fps, "hardware.backend": chosen.backend}
     loaded = load_recipe(chosen.recipe, sets=chosen.sets or (), overrides=overrides)
-    resolved = resolve(loaded.recipe, machine=probe_machine())
+    machine = probe_machine()
+    resolved = resolve(loaded.recipe, machine=machine)
     with Console(quiet=chosen.quiet, json=chosen.json) as console:
         from mavcli.engine.backend import open_backend
 
@@ -165,6 +166,7 @@ def pocket(
                     train(path, console)
             return
         from mavcli.engine.cascade import Cascade
+        from mavcli.engine.room import check_parts
         from mavcli.engine.work import Work
         from mavcli.errors import UsageError
         from mavcli.evaluation import pocket as measures
@@ -214,6 +216,7 @@ def pocket(
             )
             return
         _refuse_full_folder(folder, chosen.force)
+        check_parts(family.parts.values(), machine=machine, resolved=resolved)
         place = open_backend(resolved)
         cascade = Cascade(
             loaded.recipe, family, place, report=WithoutMessages(console), work=Work(cache_dir() / "work")

@@ -145,7 +145,8 @@ def run(
         loaded = load_recipe(
             chosen.recipe, sets=chosen.sets or (), overrides={"hardware.backend": chosen.backend}
         )
-        resolved = resolve(loaded.recipe, machine=probe_machine())
+        machine = probe_machine()
+        resolved = resolve(loaded.recipe, machine=machine)
         prompts = prompts_of(asked, captions, sentences=sentences)
         pieces = needed_pieces(loaded.recipe, asked.clip.size)
         family = find_family(loaded.recipe, pieces, random_weights=chosen.random_weights)  # type: ignore[arg-type]
@@ -169,10 +170,12 @@ def run(
         if chosen.dry_run:
             _tell_plan(console, plan, wanted, files, folder)
             return
+        from mavcli.engine.room import check_parts
         from mavcli.evaluation.benchmark import rehearse_metric, score_metric
         from mavcli.evaluation.protocol import ucf101_classes
         from mavcli.evaluation.scores import FrameChoice, Measurement
 
+        check_parts(family.parts.values(), machine=machine, resolved=resolved)
         how = Measurement(
             FrameChoice(),
             cache_dir() / "features",

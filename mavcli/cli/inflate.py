@@ -55,9 +55,17 @@ def inflate(
     command needs far less memory than the network.
     """
     from mavcli.cli.weights import named_network
+    from mavcli.engine.room import check_inflation
+    from mavcli.recipe.resolve import free_memory
+    from mavcli.specs import UNetSpec
     from mavcli.weights.inflation import inflate_file
+    from mavcli.weights.provenance import as_described, read_header
 
     source = named_network(weights)
+    spec = read_header(source).spec
+    if isinstance(spec, UNetSpec):
+        with as_described(source):
+            check_inflation(spec, free=free_memory())
     command = f"mav inflate {source.name}" + ("" if widen == "none" else f" --widen {widen}")
     with Console(quiet=quiet, json=json) as console:
         done = inflate_file(

@@ -20,7 +20,7 @@ import typer
 from mavcli import stopping
 from mavcli.cli.console import Console, cache_dir, duration, table
 from mavcli.cli.options import finite
-from mavcli.errors import InputError, MavError, UsageError, counted
+from mavcli.errors import InputError, MavError, OutOfMemoryError, UsageError, counted
 from mavcli.files import file_sha256, locked, reading, together
 from mavcli.report import Report
 
@@ -167,15 +167,20 @@ class Session:
         overrides = {"output.fps": fps, "hardware.backend": common.backend}
         self.loaded: LoadedRecipe = load_recipe(common.recipe, sets=common.sets, overrides=overrides)
         self.recipe: Recipe = self.loaded.recipe
-        self.resolved: Resolved = resolve(self.recipe, machine=probe_machine())
+        self.machine = probe_machine()
+        self.resolved: Resolved = resolve(self.recipe, machine=self.machine)
         if self.resolved.backend == "multi-gpu":
             console.message("one clip is made on one device: the first of them is used")
         self.fps = self.recipe.output.fps
         self.family: Family
 
     def need(self, *pieces: Piece, stills: bool = False, keys_suffice: bool = False) -> None:
-        """Check the weights of these pieces, and of super-resolution unless it is left out here; see `find_family`."""
+        """Check the weights of these pieces, and of super-resolution unless it is left out here; see `find_family`.
+
+        Raises OutOfMemoryError where one of them is larger than this machine's memory; a dry run says it.
+        """
         from mavcli.engine.family import find_family
+        from mavcli.engine.room import check_parts
 
         self.family = find_family(
             self.recipe,
@@ -186,6 +191,12 @@ class Session:
         )
         for text in self.family.warnings:
             self.console.warning(text)
+        try:
+            check_parts(self.family.parts.values(), machine=self.machine, resolved=self.resolved)
+        except OutOfMemoryError as error:
+            if not self.common.dry_run:
+                raise
+            self.console.warning(error.message)
 
     def run(self, items: Sequence[Item], *, batch: bool = False) -> None:
         """Make every item. In a `batch` the failure of one does not stop the others, and ends in exit code 8."""

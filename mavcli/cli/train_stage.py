@@ -16,7 +16,7 @@ from mavcli.errors import Interrupted
 
 if TYPE_CHECKING:
     from mavcli.recipe.load import LoadedRecipe
-    from mavcli.recipe.resolve import Resolved
+    from mavcli.recipe.resolve import Machine, Resolved
     from mavcli.training.distributed import Place
     from mavcli.training.loop import Trained
 
@@ -100,9 +100,10 @@ def train_stage(
     names += [] if start is None else [f"train.stages.{stage}.start={start}"]
     loaded = load_recipe(recipe, sets=names, overrides=overrides)
     place = find_place()
+    machine = probe_machine()
     resolved = resolve(
         loaded.recipe,
-        machine=probe_machine(),
+        machine=machine,
         training=True,
         launched=None if place is None else place.world,
     )
@@ -133,13 +134,14 @@ def train_stage(
             return
         if place is None and resolved.devices > 1:
             from mavcli.training.launch import launch
-            from mavcli.training.start import check_stage
+            from mavcli.training.start import check_memory, check_stage
 
             check_stage(known, loaded.recipe, resolved.devices)
+            check_memory(known, loaded.recipe, machine, resolved)
             console.message(f"{resolved.devices} processes train together, on {resolved.backend}")
             launch(resolved.devices, sys.argv[1:])
             return
-        done = _train(loaded, stage, resolved, place, console, workers=workers, allow=allow or ())
+        done = _train(loaded, stage, machine, resolved, place, console, workers=workers, allow=allow or ())
         console.close()
         if not first:
             return
@@ -161,6 +163,7 @@ def train_stage(
 def _train(
     loaded: LoadedRecipe,
     stage: str,
+    machine: Machine,
     resolved: Resolved,
     place: Place | None,
     console: Console,
@@ -174,9 +177,12 @@ def _train(
     from mavcli.training.distributed import PeerLost, open_group
     from mavcli.training.launch import Failed, leave_failure
     from mavcli.training.loop import train_stage as train
+    from mavcli.training.stages import get_stage
+    from mavcli.training.start import check_memory
 
     opened = open_backend(resolved, local_rank=0 if place is None else place.local_rank)
     try:
+        check_memory(get_stage(stage), loaded.recipe, machine, resolved)
         with open_group(place, opened.device) as group:
             return train(
                 loaded,

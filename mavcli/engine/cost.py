@@ -16,12 +16,18 @@ from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 
 
 @lru_cache(maxsize=32)
+def without_memory(spec: ClipSpec | PriorSpec | UNetSpec) -> nn.Module:
+    """The network of a spec on `meta`, always the same one: to be looked at only."""
+    return on_meta(spec)
+
+
+@lru_cache(maxsize=32)
 def network_cost(spec: UNetSpec, size: int, *, frames: int = 16) -> float:
     """Multiplications for one frame, of `frames`, of `size` pixels a side: convolutions and attention, as they are defined.
 
     What a clip needs once (the embeddings of t, text and frame rate) is left out.
     """
-    network = on_meta(spec)
+    network = without_memory(spec)
     assert isinstance(network, UNet)
     stages = [*network.input_blocks, network.middle_block, *network.output_blocks]
     total, side = 0.0, size // spec.patch
@@ -36,7 +42,7 @@ def network_cost(spec: UNetSpec, size: int, *, frames: int = 16) -> float:
 @lru_cache(maxsize=32)
 def parameter_count(spec: ClipSpec | PriorSpec | UNetSpec) -> int:
     """The parameters of a network; of a transformer, about the multiplications for one of its tokens."""
-    return sum(p.numel() for p in on_meta(spec).parameters())
+    return sum(p.numel() for p in without_memory(spec).parameters())
 
 
 def _side_after(layer: nn.Module, side: int) -> int:

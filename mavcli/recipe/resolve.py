@@ -34,10 +34,14 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides how a recipe runs. `cores` are those that this process may use, `memory` is in bytes."""
+    """What decides how a recipe runs. `cores` are those that this process may use, `memory` is in bytes.
+
+    `free` are those bytes that nobody holds now, or that are a copy of a file's; 0 where that is not known.
+    """
 
     cores: int
     memory: int = 0
+    free: int = 0
     cpu: str = ""
     cpu_bf16: str = ""  # the instruction set that multiplies bfloat16, or nothing
     cuda: tuple[CudaDevice, ...] = ()
@@ -176,6 +180,7 @@ def probe_machine() -> Machine:
     return Machine(
         cores=_cores(),
         memory=_memory(),
+        free=free_memory(),
         cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
         cpu_bf16=_cpu_bf16(),
         cuda=tuple(devices),
@@ -226,6 +231,29 @@ def _memory() -> int:
         return min(memory, int(limit)) if limit != "max" else memory
     except (OSError, ValueError):
         return memory
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process could still get, swap and files' copies among them, cut by the container's limit; 0 when unknown."""
+    try:
+        told = _table(root / "proc/meminfo")
+        free = 1024 * (told["MemAvailable"] + told.get("SwapFree", 0))
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
+    try:
+        group = root / "sys/fs/cgroup"
+        limit = int((group / "memory.max").read_text())
+        held = int((group / "memory.current").read_text())
+        stat = _table(group / "memory.stat")
+        return max(1, min(free, limit - held + stat["file"] - stat["shmem"]))
+    except (OSError, ValueError, KeyError, IndexError):
+        return free
+
+
+def _table(path: Path) -> dict[str, int]:
+    """A file of the kernel's with a name and a number a line."""
+    rows = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    return {row[0]: int(row[1]) for row in rows}
 
 
 def _omp_threads() -> int | None:

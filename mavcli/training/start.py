@@ -11,8 +11,10 @@ import torch
 
 from mavcli.engine.assemble import build_network, load_clip, load_network, load_prior
 from mavcli.engine.backend import Backend
+from mavcli.engine.room import check_training
 from mavcli.errors import RecipeError, WeightsError
 from mavcli.models.unet import UNet
+from mavcli.recipe.resolve import Machine, Resolved
 from mavcli.recipe.schema import Recipe
 from mavcli.recipe.share import cache_dir
 from mavcli.specs import UNetSpec
@@ -202,6 +204,13 @@ def check_stage(stage: Stage, recipe: Recipe, processes: int) -> None:
             f"`{key}.micro_batch` is {config.micro_batch}: the contrastive loss needs all pairs of a step at once",
             hint=f"--set {key}.micro_batch=null",
         )
+
+
+def check_memory(stage: Stage, recipe: Recipe, machine: Machine, resolved: Resolved) -> None:
+    """Raises OutOfMemoryError where the network of `stage` is larger than the memory of `machine`."""
+    if missing_stage(recipe, stage.name) is None:
+        network, config = stage.network(recipe), recipe.stage(stage.name)
+        check_training(stage.name, network, config, machine=machine, resolved=resolved)
 
 
 def _check_graphs(stage: Stage, recipe: Recipe, processes: int) -> None:
