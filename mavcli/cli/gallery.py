@@ -11,7 +11,7 @@ import typer
 
 from mavcli.cli.console import Console
 from mavcli.cli.options import ForceOption, JsonOption, QuietOption
-from mavcli.errors import counted
+from mavcli.errors import InputError, counted
 
 
 def gallery(
@@ -39,15 +39,31 @@ def gallery(
     with Console(quiet=quiet, json=json) as console:
         from mavcli.evaluation.described import described_videos
         from mavcli.evaluation.gallery import write_gallery
-        from mavcli.evaluation.playable import COPIES, h264_copies, refuse_unplayed, told, unplayed_of
+        from mavcli.evaluation.playable import (
+            COPIES,
+            h264_copies,
+            refuse_unplayed,
+            shortened,
+            told,
+            unplayed_of,
+        )
 
-        videos = described_videos(folder)
+        faults: list[str] = []
+        videos = described_videos(folder, faults=faults)
+        for line in shortened(faults, tail="{:,} more are left out"):
+            console.warning(line)
         page = out or folder / "gallery.html"
         unplayed = unplayed_of(video.path for video in videos)
         again = f"mav gallery {shlex.quote(str(folder))} --convert"
         if convert:
-            copies = h264_copies(unplayed, page.parent / COPIES, report=console)
-            videos = [replace(video, path=copies.get(video.path, video.path)) for video in videos]
+            copies = h264_copies(unplayed, page.parent / COPIES, report=console, skip_broken=True)
+            videos = [
+                replace(video, path=copies.get(video.path, video.path))
+                for video in videos
+                if video.path not in unplayed or video.path in copies
+            ]
+            if not videos:
+                raise InputError(f"`{folder}` holds no video that can be read")
         elif len(unplayed) == len(videos):
             refuse_unplayed(unplayed, of=len(videos), hint=again)
         elif unplayed:
@@ -67,5 +83,6 @@ def gallery(
                 "videos": len(videos),
                 "prompts": prompts,
                 "unplayed": {str(path): why for path, why in unplayed.items()},
+                "faults": faults,
             }
         )

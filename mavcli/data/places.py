@@ -206,10 +206,10 @@ def media(place: Place) -> Path | bytes:
     return Path(place.path) if whole else read_bytes(place)
 
 
-def walk(root: Path) -> list[Path]:
+def walk(root: Path, *, others: list[Path] | None = None) -> list[Path]:
     """All regular files under `root`, sorted by relative path, hidden ones left out, links followed without loops.
 
-    Raises InputError when `root` is no folder.
+    What is no regular file (a pipe, a link to nothing) is added to `others`. Raises InputError when `root` is no folder.
     """
     if not root.is_dir():
         raise InputError(f"`{root.absolute()}` is no folder, wanted one with training data")
@@ -223,9 +223,11 @@ def walk(root: Path) -> list[Path]:
         seen.add((place.st_dev, place.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found.extend(Path(folder, name) for name in names if not name.startswith("."))
-    return sorted(
-        (path for path in found if path.is_file()), key=lambda path: path.relative_to(root).as_posix()
-    )
+    found.sort(key=lambda path: path.relative_to(root).as_posix())
+    regular = [path for path in found if path.is_file()]
+    if others is not None:
+        others += sorted(set(found) - set(regular))
+    return regular
 
 
 def reasons(rejected: dict[str, str]) -> str:

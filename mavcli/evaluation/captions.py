@@ -37,10 +37,11 @@ def prompts_of(folder: Folder, file: Path | None) -> list[str]:
 
 def _own(folder: Folder, index: int) -> str:
     path = folder.files[index]
-    prompt = Described(path, folder.name(index), run_of(path)).prompt
-    if prompt is None:
-        raise InputError(f"`{path}` does not say which prompt it was made from", hint="--prompts FILE")
-    return prompt
+    told = Described(path, folder.name(index), *run_of(path))
+    if told.prompt is None:
+        why = f": {told.fault}" if told.fault else ""
+        raise InputError(f"`{path}` does not say which prompt it was made from{why}", hint="--prompts FILE")
+    return told.prompt
 
 
 def _from_table(folder: Folder, file: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from av.video.stream import VideoStream
@@ -17,7 +17,7 @@ from mavcli.report import Report
 COPIES = "h264-copies"
 """Name of the folder of copies; what lies in one is no video of its own."""
 
-_CRF = 12
+CRF = 12
 """Visually lossless: a copy must not look worse than what it is compared with."""
 _PLAYED = {
     "mov": {"h264": {"yuv420p", "yuvj420p"}, "av1": {"yuv420p", "yuv420p10le"}, "vp9": {"yuv420p"}},
@@ -47,7 +47,7 @@ def why_unplayed(path: Path) -> str | None:
             name = context.codec.long_name or codec
             return f"holds {name} ({codec}, {pixels}) in {where}"
     except InputError as error:
-        return " ".join(error.message.replace(f"`{path}`", "").split())
+        return _without(path, error)
 
 
 def unplayed_of(paths: Iterable[Path]) -> dict[Path, str]:
@@ -58,8 +58,28 @@ def unplayed_of(paths: Iterable[Path]) -> dict[Path, str]:
 
 def told(unplayed: Mapping[Path, str]) -> list[str]:
     """A line for each of the first files, and how many more there are."""
-    lines = [f"`{path}` {why}" for path, why in list(unplayed.items())[:_SHOWN]]
-    return lines + ([f"and {len(unplayed) - _SHOWN:,} more"] if len(unplayed) > _SHOWN else [])
+    return shortened([f"`{path}` {why}" for path, why in unplayed.items()])
+
+
+def shortened(lines: Sequence[str], *, tail: str = "and {:,} more") -> list[str]:
+    """The first lines, and how many more there are."""
+    return [*lines[:_SHOWN], *([tail.format(len(lines) - _SHOWN)] if len(lines) > _SHOWN else [])]
+
+
+def broken_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """The files of which not one frame can be decoded, and why, in words that go on after the name."""
+    broken = {}
+    for path in paths:
+        try:
+            probe(path)
+        except InputError as error:
+            broken[path] = _without(path, error)
+    return broken
+
+
+def _without(path: Path, error: InputError) -> str:
+    """What is said of a file, without its name."""
+    return " ".join(error.message.replace(f"`{path}`", "").lstrip(" :").split())
 
 
 def refuse_unplayed(unplayed: Mapping[Path, str], *, of: int, hint: str) -> None:
@@ -84,18 +104,29 @@ def h264_copy(path: Path, folder: Path) -> tuple[Path, str | None]:
         with writing(target):
             folder.mkdir(parents=True, exist_ok=True)
         frames = _evenly(path, float(video.rate), video.duration)
-        write_video(target, frames, fps=video.rate, crf=_CRF, sound=sound if fits else None)
+        write_video(target, frames, fps=video.rate, crf=CRF, sound=sound if fits else None)
     return target, note
 
 
-def h264_copies(paths: Iterable[Path], folder: Path, *, report: Report) -> dict[Path, Path]:
-    """File -> its copy. What is lost on the way is told to `report`. Raises InputError, DiskError."""
+def h264_copies(
+    paths: Iterable[Path], folder: Path, *, report: Report, skip_broken: bool = False
+) -> dict[Path, Path]:
+    """File -> its copy. What is lost on the way is told to `report`.
+
+    With `skip_broken` a file that cannot be read is told of and has no copy; else an InputError is raised. Raises DiskError.
+    """
     paths = list(paths)
     copies = {}
     if paths:
         report.stage(f"copying to H.264 in {folder}", len(paths))
     for path in paths:
-        copies[path], note = h264_copy(path, folder)
+        note = None
+        try:
+            copies[path], note = h264_copy(path, folder)
+        except InputError as error:
+            if not skip_broken:
+                raise
+            report.warning(f"`{path}` {_without(path, error)}, left out")
         report.advance(1)
         if note is not None:
             report.warning(note)

@@ -36,6 +36,10 @@
     ].filter(Boolean).join(" · ");
     words.append(title, facts);
     cell.append(player, words);
+    player.addEventListener("error", () => { // what only playing shows
+      cell.classList.add("broken");
+      facts.textContent = "cannot be played here";
+    });
     cell.addEventListener("click", () => open(video));
     cell.addEventListener("mouseenter", () => { if (still) player.play().catch(() => {}); });
     near.observe(player);
