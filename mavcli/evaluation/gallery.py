@@ -33,10 +33,8 @@ def gallery_page(videos: Sequence[Described], *, page: Path, title: str) -> str:
         "@JS@": asset("gallery.js").decode(),
         "@VIDEOS@": told,
     }
-    text = asset("gallery.html").decode()
-    for name, part in parts.items():
-        text = text.replace(name, part)
-    return text
+    # In one pass: what stands for a part may also stand in a title.
+    return re.sub("|".join(parts), lambda found: parts[found[0]], asset("gallery.html").decode())
 
 
 def write_gallery(page: Path, videos: Sequence[Described], *, title: str, force: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import av
@@ -38,7 +39,9 @@ def put(path: Path, prompt: str | None, seed: int = 0, *, inside: bool = False) 
 
 def told_by(page: str) -> list[dict[str, object]]:
     inner = page.split('<script type="application/json" id="videos">')[1].split("</script>")[0]
-    found: list[dict[str, object]] = json.loads(inner)
+    found: list[dict[str, object]] = json.loads(
+        inner, parse_constant=pytest.fail
+    )  # NaN is no JSON in a browser
     return found
 
 
@@ -77,7 +80,13 @@ def test_an_older_gallery_is_replaced_and_another_page_is_not(
     for _ in range(2):
         assert run(["gallery", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told == {"page": str(tmp_path / "gallery.html"), "videos": 1, "prompts": 1, "unplayed": {}}
+    assert told == {
+        "page": str(tmp_path / "gallery.html"),
+        "videos": 1,
+        "prompts": 1,
+        "unplayed": {},
+        "faults": [],
+    }
     (tmp_path / "gallery.html").write_text("my page")
     assert run(["gallery", str(tmp_path)]) == 6
     assert (tmp_path / "gallery.html").read_text() == "my page"
@@ -94,11 +103,139 @@ def test_what_is_no_folder_of_videos_is_one_line(
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_sidecar_that_is_no_json_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SIDECARS = {
+    "cut": (b"{", "cut.json` is no JSON that can be read, left out"),
+    "deep": (b"[" * 200_000, "deep.json` is no JSON that can be read, left out"),
+    "digits": (b'{"mav_run": 1, "seed": ' + b"9" * 100_000 + b"}", "digits.json` is no JSON"),
+    "huge": (b'{"mav_run": 1, "x": "' + b"y" * (9 << 20) + b'"}', "huge.json` is larger than the 8 MiB"),
+    "latin": (b'{"prompt": "\xe4"}', "latin.json` is no UTF-8 text, left out"),
+    "list": (b'[{"prompt": "a dog"}]', "list.json` is of another program and tells no `prompt`, left out"),
+    "other": (b'{"version": "1.4", "entries": {}}', "other.json` is of another program"),
+}
+
+
+def test_a_sidecar_that_tells_nothing_is_left_out_by_name_and_the_page_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, (data, _) in SIDECARS.items():
+        put(tmp_path / f"{name}.mp4", None)
+        (tmp_path / f"{name}.json").write_bytes(data)
+    put(tmp_path / "pipe.mp4", None)
+    os.mkfifo(tmp_path / "pipe.json")
+    put(tmp_path / "folder.mp4", None)
+    (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "sound.mp4")
+    put(tmp_path / "good.mp4", "a dog")
+    assert run(["gallery", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)
+    assert (
+        told["videos"] == len(SIDECARS) + 3
+        and told["prompts"] == 1
+        and len(told["faults"]) == len(SIDECARS) + 3
+    )
+    for text in [
+        *(text for _, text in SIDECARS.values()),
+        "pipe.json` is no regular file",
+        "sound.mp4` is no regular file",
+    ]:
+        assert sum(text in line for line in told["faults"]) == 1, text
+    assert shown.err.count("warning: ") == 6 and "5 more are left out" in shown.err
+    page = told_by((tmp_path / "gallery.html").read_text())
+    assert [video["name"] for video in page if video["prompt"]] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("NaN", None),
+        ("1e400", None),
+        ("-Infinity", None),
+        ('"1e999999999"', None),
+        ('"1/0"', None),
+        ('"9"', 9),
+        ('"24000/1001"', 23.976),
+        ("9223372036854775807", "9223372036854775807"),
+        ("1" * 4000, None),
+        ('{"deep": [1]}', None),
+        ("true", None),
+        ('"<b>1</b>"', None),
+    ],
+)
+def test_a_number_that_no_video_has_is_not_shown(tmp_path: Path, said: str, shown: object) -> None:
     put(tmp_path / "x.mp4", None)
-    (tmp_path / "x.json").write_text("{")
-    assert run(["gallery", str(tmp_path)]) == 4
-    assert "x.mp4` is no JSON" in capsys.readouterr().err
+    keys = ("seed", "sample", "width", "height", "frames", "fps")
+    fields = ", ".join(f'"{key}": {said}' for key in keys)
+    (tmp_path / "x.json").write_text(
+        f'{{"mav_run": 1, "kind": [], "recipe": {{"name": 5}}, "random_weights": [{said}], {fields}}}'
+    )
+    page = gallery_page(described_videos(tmp_path), page=tmp_path / "g.html", title="x")
+    (video,) = told_by(page)
+    assert [video[key] for key in keys] == [shown] * 6
+    assert video["kind"] is video["recipe"] is None
+
+
+def test_a_broken_video_is_left_out_by_name_also_where_copies_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "good.mp4", "a dog")
+    broken = put(tmp_path / "broken.mp4", "a cat")
+    broken.write_bytes(broken.read_bytes()[:700])
+    for options in ([], ["--convert"]):
+        assert run(["gallery", str(tmp_path), *options]) == 0
+        assert "broken.mp4` is not a video that can be read" in capsys.readouterr().err
+        assert [v["name"] for v in told_by((tmp_path / "gallery.html").read_text())] == ["good"]
+
+
+HOSTILE = (
+    "</script><script>hacked = 1</script>",
+    "<img src=x onerror=hacked=1>",
+    '"><svg onload="hacked=1">',
+    "<!--<script>",
+    "${hacked = 1}`;hacked=1//",
+    "javascript:hacked=1",
+    "&lt;b&gt; \u2028 \u2029 ]]>",
+    "@VIDEOS@@JS@@TITLE@",
+)
+
+
+def test_no_markup_gets_in_by_a_name_a_prompt_or_a_sidecar(tmp_path: Path) -> None:
+    """Eight hostile texts in every field that the page shows, as file names, and as the title."""
+    for number, text in enumerate(HOSTILE):
+        name = text.replace("/", "\u2215")
+        put(tmp_path / f"{number}{name}.mp4", text, number)
+        side = tmp_path / f"{number}{name}.json"
+        run_facts = json.loads(side.read_text()) | {
+            "kind": text,
+            "recipe": {"name": text},
+            "random_weights": [text],
+        }
+        side.write_text(json.dumps(run_facts))
+    assert run(["gallery", str(tmp_path), "-q", "--title", HOSTILE[0] + HOSTILE[7]]) == 0
+    with Browser(tmp_path / "profile") as browser:
+        browser.open((tmp_path / "gallery.html").as_uri())
+        browser.wait("document.querySelectorAll('.cell').length === 8")
+        titles = browser.run("[...document.querySelectorAll('.cell b')].map(b => b.textContent)")
+        assert titles == list(HOSTILE)
+        browser.click(".cell")
+        browser.wait("document.getElementById('one').open")
+        assert browser.run("typeof hacked") == "undefined"
+        assert browser.run("document.querySelectorAll('svg, img, main script, dialog script').length") == 0
+        assert browser.run("document.querySelectorAll('script').length") == 2
+        assert browser.run("document.querySelector('h1').textContent") == HOSTILE[0] + HOSTILE[7]
+        assert browser.errors == []
+
+
+def test_a_name_that_is_no_utf8_is_shown_and_plays(tmp_path: Path) -> None:
+    put(tmp_path / "x.mp4", "a dog")
+    for suffix in (b".mp4", b".json"):
+        os.rename(os.fsencode(tmp_path / "x") + suffix, os.fsencode(tmp_path) + b"/b\xff\xe4d" + suffix)
+    assert run(["gallery", str(tmp_path), "-q"]) == 0
+    (video,) = told_by((tmp_path / "gallery.html").read_text())
+    assert (video["src"], video["name"], video["prompt"]) == ("b%FF%E4d.mp4", "b\ufffd\ufffdd", "a dog")
+    with Browser(tmp_path / "profile") as browser:
+        browser.open((tmp_path / "gallery.html").as_uri())
+        browser.wait("document.querySelector('#grid video').readyState >= 2")
 
 
 def test_videos_play_in_view_alone_and_the_filter_finds_them(tmp_path: Path) -> None:
