@@ -9,12 +9,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from mavcli.cli.app import run
 from mavcli.engine import output
+from mavcli.media.frames import fit
 from mavcli.media.image import read_image, write_png
 from mavcli.media.video import probe, read_clip, read_metadata, write_video
 from mavcli.recipe.schema import Recipe
@@ -445,3 +447,89 @@ def test_of_two_equal_runs_the_second_waits_before_computing_and_finds_the_resul
     thread.join()
     assert told.is_set() and made == [1]
     assert sorted(path.name for path in Path("outputs").glob(".*")) == []
+
+
+def with_sound(path: Path, codec: str, *, frames: int = 10, fps: int = 10) -> None:
+    """A clip with a tone under it, as long as the picture."""
+    silent = path.with_name(f"silent-{path.name}")
+    smooth_clip(silent.with_suffix(".mkv"), frames, fps=fps)
+    with av.open(str(silent.with_suffix(".mkv"))) as picture, av.open(str(path), "w") as out:
+        given = picture.streams.video[0]
+        video = out.add_stream_from_template(given)
+        sound = out.add_stream(codec, rate=44100, layout="mono")
+        for packet in picture.demux(given):
+            if packet.size:
+                packet.stream = video
+                out.mux(packet)
+        wave = np.sin(np.arange(44100 * frames // fps) / 8)[None]
+        planar = sound.format.name.endswith("p")
+        for start in range(0, wave.shape[1], 4410):
+            block = (20000 * wave[:, start : start + 4410]).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(block, format="s16p" if planar else "s16", layout="mono")
+            frame.sample_rate, frame.pts = 44100, start
+            for one in av.AudioResampler(format=sound.format.name, layout="mono", rate=44100).resample(frame):
+                out.mux(sound.encode(one))
+        out.mux(sound.encode(None))
+    silent.with_suffix(".mkv").unlink()
+
+
+def heard(path: Path) -> tuple[list[bytes], float]:
+    """The packets of a file's sound, and when the first of them begins, in seconds from the first frame."""
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(container.streams.audio[0]) if p.size]
+        return [bytes(p) for p in packets], float(packets[0].pts * packets[0].time_base)
+
+
+def test_sound_goes_along_packet_by_packet_and_stays_with_the_picture(mav):
+    with_sound(Path("in.mkv"), "pcm_s16le")
+    given, begins = heard(Path("in.mkv"))
+    assert mav("interpolate", "in.mkv", *LOSSLESS, "-o", "x2.mkv")[0] == 0
+    found = probe("x2.mkv")
+    assert heard(Path("x2.mkv")) == (given, begins) and (found.frames, found.rate) == (20, 20)
+    for direction, later in (("forward", 0.0), ("backward", 0.3), ("both", 0.1)):
+        options = ("--frames", 3, "--direction", direction, *LOSSLESS)
+        assert mav("extrapolate", "in.mkv", *options, "-o", f"{direction}.mkv")[0] == 0
+        packets, start = heard(Path(f"{direction}.mkv"))
+        assert packets == given and start == pytest.approx(begins + later, abs=2e-3)
+
+
+def test_sound_that_a_container_cannot_hold_is_told_with_the_one_that_can(mav):
+    with_sound(Path("in.mkv"), "wmav2")
+    code, _, err = mav("interpolate", "in.mkv", "-o", "x2.mp4")
+    assert code == 0 and "its sound (wmav2) cannot be kept in a `.mp4` file, x2.mp4 is silent" in err
+    assert "`-o x2.mkv` keeps it" in err
+    with av.open("x2.mp4") as container:
+        assert not container.streams.audio
+
+
+def test_vary_says_that_the_sound_stays_behind(mav):
+    with_sound(Path("in.mkv"), "pcm_s16le")
+    code, _, err = mav("vary", "in.mkv", "--frames", 1)
+    assert code == 0 and "its sound is not kept" in err
+
+
+def test_the_frame_before_a_cut_stands_and_the_cut_is_told(mav):
+    both = np.concatenate([smooth_clip(Path(f"{i}.mkv"), 4, fps=10, scene=i) for i in (0, 1)])
+    write_video("in.mkv", both, fps=10, codec="ffv1")
+    options = ("--fit", "pad", *LOSSLESS, "-o", "x2.mkv")
+    code, _, err = mav("interpolate", "in.mkv", *options, "--keep-source")
+    assert code == 0 and "a cut at 0.40 s: nothing is drawn from one scene to another" in err
+    frames = read_clip("x2.mkv").frames
+    assert np.array_equal(frames[7], both[3]) and np.array_equal(frames[8], both[4])
+
+
+def test_an_animated_picture_is_frame_0_itself(mav):
+    image = picture(Path("a.png"), 40, 40)
+    assert mav("animate", "a.png", "--frames", 4, *LOSSLESS, "-o", "a.mkv")[0] == 0
+    frames = read_clip("a.mkv").frames
+    assert np.array_equal(frames[0], fit(image, 32)) and not np.array_equal(frames[1], frames[0])
+
+
+def test_a_clip_that_would_become_too_long_is_refused_from_its_header(mav, monkeypatch):
+    smooth_clip(Path("in.mkv"), 20, fps=10)
+    monkeypatch.setattr("mavcli.cli.making.MAX_STREAMED", 30)
+    monkeypatch.setattr("mavcli.cli.extrapolate.MAX_STREAMED", 30)
+    monkeypatch.setattr("mavcli.media.video.read.survey", None)  # nothing is decoded
+    for verb, more in (("interpolate", ("--factor", 2)), ("extrapolate", ("--frames", 11))):
+        code, _, err = mav(verb, "in.mkv", *more)
+        assert code == 2 and "one result has at most 30" in err
