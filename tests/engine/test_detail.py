@@ -1,5 +1,7 @@
 """Detail that is carried along the flow, and one sharpness for neighbouring frames."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_of_a_source_that_is_not_seen_again_nothing_stays_between_and_little_sta
     holds = trail(torch.cat([source, *[other] * 40]))
     shares = [float(hold.share.mean()) for hold in holds]
     assert shares[0] > 0.85 and shares[12] < 0.45 and shares[-1] < 0.2
-    assert all(after <= before + 1e-4 for before, after in zip(shares, shares[1:], strict=False))
+    assert all(after <= before + 1e-4 for before, after in pairwise(shares))
 
 
 def test_a_frame_that_is_held_for_nothing_is_the_cascades_own():

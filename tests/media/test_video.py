@@ -1,5 +1,6 @@
 """Video files in and out: exact decoding, awkward files, exact encoding."""
 
+import gc
 import json
 import resource
 import subprocess
@@ -22,6 +23,7 @@ from mavcli.media.video.colour import reformatted
 from mavcli.media.video.source import Source
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
+from mavcli.media.scenes import Scenes
 
 
 def moving(count: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -611,3 +613,28 @@ def test_a_gif_holds_every_frame_at_the_rounded_rate(tmp_path):
     clip = V.read_clip(tmp_path / "a.gif")
     assert written.rate == Fraction(100, 8) == clip.rate and len(clip.frames) == 9
     assert np.abs(clip.frames.astype(int) - frames).mean() < 3
+
+
+def test_frames_that_were_read_do_not_stay_in_memory(tmp_path):
+    """PyAV's frames and their side data refer to each other, so that only Python's search for garbage would free them."""
+    V.write_video(tmp_path / "a.mkv", np.zeros((20, 16, 16, 3), np.uint8), fps=10, codec="ffv1")
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(list(V.read_video(tmp_path / "a.mkv"))) == 20
+        alive = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 3
+
+
+def test_a_cut_between_scenes_of_one_brightness_is_seen(tmp_path):
+    """Red and blue of nearly one luma: a detector of grey pictures sees nothing."""
+    frames = np.empty((12, 32, 32, 3), np.uint8)
+    frames[:6], frames[6:] = (200, 60, 60), (45, 94, 200)
+    for i, frame in enumerate(frames):
+        frame[8:12, 2 * i : 2 * i + 4] = 255
+    V.write_video(tmp_path / "a.mkv", frames, fps=12, codec="ffv1")
+    scenes = Scenes()
+    V.survey(tmp_path / "a.mkv", visit=scenes.see)
+    assert scenes.cuts == [6]
