@@ -216,8 +216,8 @@ class Session:
             cascade = self._cascade()
             if self.kind != "generate" and self.recipe.cascade.clip.network.vocabulary is not None:
                 self.console.warning(
-                    f"recipe `{self.recipe.name}` knows nothing but the small world of its training: of another picture "
-                    "it keeps the frames that it is given, and makes up the rest from that world"
+                    f"recipe `{self.recipe.name}` knows nothing but the small world of its training: what it makes of "
+                    "another picture is made up from that world"
                 )
             self.console.plan(sum(job.item.cost(cascade) for job in waiting))
         for job in jobs:
