@@ -19,11 +19,11 @@ from av.video.reformatter import VideoReformatter
 from mavcli.errors import DiskError, InputError, UsageError
 from mavcli.media import video as V
 from mavcli.media.frames import frames_sha256
+from mavcli.media.scenes import Scenes
 from mavcli.media.video.colour import reformatted
 from mavcli.media.video.source import Source
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
-from mavcli.media.scenes import Scenes
 
 
 def moving(count: int, height: int = 32, width: int = 48) -> np.ndarray:

@@ -6,7 +6,7 @@ import heapq
 import io
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
+from mavcli.errors import InputError
 from mavcli.media.video.source import FAULTS, opened
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -60,12 +61,12 @@ class Sound:
 
 def find_sound(path: str | os.PathLike[str], *, origin: float) -> Sound | None:
     """The best sound of a video file whose picture begins at `origin` seconds of its clock; None where there is none."""
-    with opened(path) as container:
+    with suppress(InputError), opened(path) as container:  # what FFmpeg does not open is an animated picture
         best = container.streams.best("audio")
-        if not isinstance(best, AudioStream):
-            return None
-        context = best.codec_context
-        return Sound(os.fspath(path), best.index, context.name if context else "unknown", origin)
+        if isinstance(best, AudioStream):
+            context = best.codec_context
+            return Sound(os.fspath(path), best.index, context.name if context else "unknown", origin)
+    return None
 
 
 def join(picture: Path, target: Path, *, container_format: str, tags: dict[str, str], sound: Sound | None) -> None:  # fmt: skip
