@@ -91,6 +91,7 @@ def extrapolate(
         from mavcli.engine.output import slug
         from mavcli.engine.uses.extrapolate import cost_of_extrapolation, read_ends
         from mavcli.media.video import probe
+        from mavcli.models.clip import pixels_read
 
         refuse_long(clip)
         new = wanted_frames(frames, seconds, fps=probe(clip).fps, most=MAX_STREAMED)
@@ -99,6 +100,7 @@ def extrapolate(
         ends = read_ends(
             clip,
             size=parts.decoder.network.image_size,
+            look=pixels_read(parts.clip.network),
             context=max(parts.interp.window // 2, 1),
             fit=fit,
         )

@@ -27,6 +27,7 @@ from mavcli.diffusion.samplers import Project, sample
 from mavcli.diffusion.schedule import Schedule
 from mavcli.engine.assemble import build_network, load_network
 from mavcli.engine.backend import Backend
+from mavcli.engine.compose import network_view
 from mavcli.engine.cost import network_cost, parameter_count
 from mavcli.engine.family import PIECES, Family, Piece
 from mavcli.engine.randomness import START, Draw, gaussian, shared_noise, video_noise
@@ -34,8 +35,8 @@ from mavcli.engine.windows import Window, gap_windows, halo_windows, key_windows
 from mavcli.engine.words import embed_words
 from mavcli.engine.work import Work, content_key
 from mavcli.errors import OutOfMemoryError
-from mavcli.media.frames import resize, to_float, to_uint8
-from mavcli.models.clip import ClipReader
+from mavcli.media.frames import Fit, Frames, resize, to_float, to_uint8
+from mavcli.models.clip import ClipReader, pixels_read
 from mavcli.models.embeddings import Condition
 from mavcli.models.prior import Prior, PriorCondition
 from mavcli.models.unet import UNet
@@ -44,12 +45,15 @@ from mavcli.report import Report, Silent
 from mavcli.specs import SamplerSpec, ScheduleSpec, UNetSpec
 
 Direction = Literal["forward", "backward", "both"]
+Seen = Mapping[int, Tensor]
+"""CLIP image embeddings (d,) of frames that come from a source, taken at the source's own resolution. Of frames that are not
+in it, what the cascade drew is embedded."""
 
 
 class Cascade:
     """The pieces of one recipe, on one backend.
 
-    `work` keeps what each stage made; `windows_at_once` is how many windows of ↑F share one network call.
+    `size` is D's, and `look` CLIP's, in pixels a side. `work` keeps what each stage made; `windows_at_once` is how many windows of ↑F share one network call.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Cascade:
         self.work = work
         self.windows_at_once = windows_at_once or (1 if backend.device.type == "cpu" else 8)
         self.size = self.parts.decoder.network.image_size
+        self.look = pixels_read(self.parts.clip.network)
         self.window = self.parts.interp.window
         self.skip = self.parts.interp.frame_skip
         self._clip: ClipReader | None = None
@@ -139,6 +144,10 @@ class Cascade:
 
             return embed_words(prior, self.clip(), prompts, samples=part.samples, sampled=sampled).cpu()
 
+    def embed_pictures(self, pictures: Frames, *, fit: Fit) -> Tensor:
+        """C_y of pictures (n, h, w, 3) uint8 of any size, brought to what CLIP reads by `fit`: (n, d), on the CPU."""
+        return self.embed_frames(to_float(network_view(pictures, self.look, fit)))
+
     def embed_frames(self, frames: Tensor) -> Tensor:
         """C_y: pictures (n, 3, h, w) in [-1, 1] -> CLIP image embeddings (n, d), on the CPU."""
         with torch.inference_mode(), self._autocast():
@@ -195,36 +204,51 @@ class Cascade:
 
     # -- ↑F -------------------------------------------------------------------------------------------------------------
 
-    def fill_up(self, base: Tensor, draws: Sequence[Draw], *, fps: float, frames: int) -> Tensor:
+    def fill_up(
+        self, base: Tensor, draws: Sequence[Draw], *, fps: float, frames: int, seen: Seen | None = None
+    ) -> Tensor:
         """↑F: key frames (b, k, 3, s, s), `frame_skip` apart -> exactly `frames` frames at `fps`.
 
-        More than the keys span: the row of key frames is first extended by sliding windows. Fewer: the rest is cut.
+        More than the keys span: the row of key frames is first extended by sliding windows. Fewer: the rest is cut. `seen` is of
+        key frames, by their place in `base`.
         """
         keys = -(-(frames - 1) // self.skip) + 1
         if keys > base.shape[1]:
-            base = self.extrapolate(base, draws, frames=keys - base.shape[1], fps=fps / self.skip)
+            base = self.extrapolate(base, draws, frames=keys - base.shape[1], fps=fps / self.skip, seen=seen)
         if keys < 2:
             return base[:, :frames]
-        return self.interpolate(base[:, :keys], draws, skip=self.skip, fps=fps)[:, :frames]
+        return self.interpolate(base[:, :keys], draws, skip=self.skip, fps=fps, seen=seen)[:, :frames]
 
-    def interpolate(self, keys: Tensor, draws: Sequence[Draw], *, skip: int, fps: float) -> Tensor:
+    def interpolate(
+        self, keys: Tensor, draws: Sequence[Draw], *, skip: int, fps: float, seen: Seen | None = None
+    ) -> Tensor:
         """↑F: k known frames (b, k, 3, s, s) -> (b, (k - 1) skip + 1, 3, s, s) at `fps`; the known ones bit for bit.
 
-        `skip` is at most the window less one. Each window is told the CLIP embedding of its first frame, as in training.
+        `skip` is at most the window less one. Each window is told the CLIP embedding of its first frame, as in training;
+        `seen` is of the keys, by their place among them.
         """
         if skip == 1:
             return keys
         total = (keys.shape[1] - 1) * skip + 1
         video = keys.new_zeros(len(keys), total, *keys.shape[2:])
         video[:, ::skip] = keys
-        return self.fill_gaps(video, range(0, total, skip), draws, fps=fps)
+        placed = {place * skip: embedding for place, embedding in (seen or {}).items()}
+        return self.fill_gaps(video, range(0, total, skip), draws, fps=fps, seen=placed)
 
     def fill_gaps(
-        self, video: Tensor, known: Sequence[int], draws: Sequence[Draw], *, fps: float, first: int = 0
+        self,
+        video: Tensor,
+        known: Sequence[int],
+        draws: Sequence[Draw],
+        *,
+        fps: float,
+        first: int = 0,
+        seen: Seen | None = None,
     ) -> Tensor:
         """↑F: (b, f, 3, s, s) at `fps` of which the frames `known`, 0 and the last among them, are given -> all f.
 
-        `first` is the number of frame 0 in a longer video that is filled piece by piece: noise belongs to a frame's number.
+        `first` is the number of frame 0 in a longer video that is filled piece by piece: noise belongs to a frame's number. `seen`
+        is of frames of `video`, by their place in it; those of `gap_starts` are asked for.
         """
         windows = gap_windows(known, length=self.window)
         rate = self._told_fps("interp", fps)
@@ -233,21 +257,26 @@ class Cascade:
         given = video[:, numbers]
         settings = {"keys": given, "known": numbers, "fps": rate, "interp": self._interp_settings(sampler)}
         settings |= {"first": first} if first else {}
+        starts = dict.fromkeys(window.start for window in windows)
+        asked = {first + place: seen[place] for place in starts if seen and place in seen}
+        settings |= {"seen": asked} if asked else {}
 
         def run() -> Tensor:
             filled = video.clone()
             mask = torch.zeros(video.shape[1], dtype=torch.bool)
             mask[numbers] = True
-            self._fill_windows(filled, mask, windows, draws, rate, first)
+            self._fill_windows(filled, mask, windows, draws, rate, first, asked)
             filled[:, numbers] = given
             return filled
 
         cost = self.cost_of_windows(len(windows) * len(draws))
         return self._kept("interp", ("interp", "clip"), cost, settings, draws, run)
 
-    def animate(self, image: Tensor, draws: Sequence[Draw], *, fps: float) -> Tensor:
+    def animate(
+        self, image: Tensor, draws: Sequence[Draw], *, fps: float, seen: Seen | None = None
+    ) -> Tensor:
         """↑F with frame 0 known and the rest masked: (b, 3, s, s) -> key frames (b, 16, 3, s, s) of a video at `fps`."""
-        return self.extrapolate(image[:, None], draws, frames=self.window - 1, fps=fps / self.skip)
+        return self.extrapolate(image[:, None], draws, frames=self.window - 1, fps=fps / self.skip, seen=seen)
 
     def extrapolate(
         self,
@@ -257,10 +286,12 @@ class Cascade:
         frames: int,
         fps: float,
         direction: Direction = "forward",
+        seen: Seen | None = None,
     ) -> Tensor:
         """↑F in sliding windows: (b, f, 3, s, s) at `fps` with `frames` more frames, the given ones bit for bit.
 
-        Half of each window is known. `both` adds half of `frames` before and the rest after.
+        Half of each window is known. `both` adds half of `frames` before and the rest after. `seen` is of frames of `video`, by
+        their place in it.
         """
         before = {"forward": 0, "backward": frames, "both": frames // 2}[direction]
         after = frames - before
@@ -278,6 +309,7 @@ class Cascade:
             "length": video.shape[1],
             "fps": rate,
             "interp": self._interp_settings(sampler),
+            **({"seen": dict(seen)} if seen else {}),
         }
 
         def run() -> Tensor:
@@ -294,8 +326,9 @@ class Cascade:
                 known = torch.arange(self.window) < given
                 known = known if sign > 0 else known.flip(0)
                 numbers = range(start, start + self.window)
+                rows = [(d, numbers) for d in draws]
                 out = self._fill(
-                    network, window, known, [(d, numbers) for d in draws], rate, sampler, stage="extrapolate"
+                    network, window, known, rows, rate, sampler, stage="extrapolate", seen=seen or {}
                 )
                 if sign > 0:
                     grown = torch.cat([grown, out[:, given : given + made]], dim=1)
@@ -317,6 +350,7 @@ class Cascade:
         draws: Sequence[Draw],
         fps: float,
         first: int,
+        seen: Seen,
     ) -> None:
         """Write every window's own frames into `video`; windows are independent and share network calls."""
         network = self._unet("interp")
@@ -334,7 +368,7 @@ class Cascade:
                 masks = torch.stack([mask[w.start : w.stop] for _, w in batch])
                 rows = [(draws[row], range(first + w.start, first + w.stop)) for row, w in batch]
                 sampler = self.parts.interp.sampler
-                out = self._fill(network, clips, masks, rows, fps, sampler, stage="interp")
+                out = self._fill(network, clips, masks, rows, fps, sampler, stage="interp", seen=seen)
                 for (row, w), frames in zip(batch, out, strict=True):
                     video[row, w.first : w.last] = frames[w.first - w.start : w.last - w.start]
                 del jobs[:at_once]
@@ -351,16 +385,20 @@ class Cascade:
         sampler: SamplerSpec,
         *,
         stage: Literal["interp", "extrapolate"],
+        seen: Seen,
     ) -> Tensor:
         """One call of ↑F: clips (n, w, 3, s, s) with `known` (w,) or (n, w) -> the same with the rest drawn.
 
         `stage` names the noise: key frames that extend a clip and the frames between keys have numbers of their own, and so
-        noises of their own.
+        noises of their own. `seen` is by the numbers of `rows`.
         """
         known = known.expand(len(clips), -1)
-        first = known.float().argmax(dim=1)
         # Training conditions on the first frame; where that is hidden, the first that is not stands for it.
-        embedding = self.embed_frames(clips[torch.arange(len(clips)), first])
+        first = known.float().argmax(dim=1).tolist()
+        own = [seen.get(numbers[at]) for (_, numbers), at in zip(rows, first, strict=True)]
+        drawn = [clip[at] for clip, at, found in zip(clips, first, own, strict=True) if found is None]
+        made = iter(self.embed_frames(torch.stack(drawn)) if drawn else ())
+        embedding = torch.stack([next(made) if found is None else found for found in own])
         mask = known[:, :, None, None, None].to(clips.dtype)
         masked = torch.cat([clips * mask, mask.expand(*clips.shape[:2], 1, *clips.shape[3:])], dim=2)
         truth, given = self._on_device(clips), self._on_device(known)[:, :, None, None, None]

@@ -55,6 +55,11 @@ def gap_windows(known: Sequence[int], *, length: int) -> list[Window]:
     return windows
 
 
+def gap_starts(known: Sequence[int], *, length: int) -> list[int]:
+    """Known frames with which the windows of `gap_windows` begin: what CLIP says of these, the windows are told."""
+    return list(dict.fromkeys(window.start for window in gap_windows(known, length=length)))
+
+
 def halo_windows(total: int, *, length: int, halo: int | None = None) -> list[Window]:
     """Windows of `length` frames over `total`; a frame is taken where it has neighbours on both sides.
 

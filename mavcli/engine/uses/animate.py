@@ -11,20 +11,22 @@ from mavcli.engine.cascade import Cascade
 from mavcli.engine.compose import network_view, without_bars
 from mavcli.engine.detail import Shown, View, carried, levelled, trail
 from mavcli.engine.randomness import Draw
-from mavcli.engine.uses.film import Film, picture, tensor
+from mavcli.engine.uses.film import Film, picture, seen_by_clip, tensor
 from mavcli.media.frames import Fit, Frames, to_float, to_uint8
 
 
 def first_keys(cascade: Cascade, image: Frames, draw: Draw, *, fps: float, fit: Fit) -> Tensor:
     """↑F with the picture (h, w, 3) as frame 0: key frames (1, 16, 3, s, s) of a video at `fps`."""
-    return cascade.animate(to_float(network_view(image[None], cascade.size, fit)), [draw], fps=fps)
+    small = to_float(network_view(image[None], cascade.size, fit))
+    return cascade.animate(small, [draw], fps=fps, seen=seen_by_clip(cascade, [(0, image)], fit=fit))
 
 
 def animate(
     cascade: Cascade, image: Frames, keys: Tensor, draw: Draw, *, fps: float, frames: int, fit: Fit
 ) -> Film:
     """The video that begins with the picture (h, w, 3), fitted to the cascade's size, and goes on with `keys`."""
-    small = cascade.fill_up(keys, [draw], fps=fps, frames=frames)
+    seen = seen_by_clip(cascade, [(0, image)], fit=fit)
+    small = cascade.fill_up(keys, [draw], fps=fps, frames=frames, seen=seen)
     large = to_uint8(cascade.enlarge(small, [draw], fps=fps)[0])
     first = network_view(image[None], large.shape[1], fit)[0]
 

@@ -13,7 +13,16 @@ from mavcli.engine.cascade import Cascade, Direction
 from mavcli.engine.compose import kept_part, network_view, result_size, square_part
 from mavcli.engine.detail import Hold, Shown, View, carried, levelled, trail
 from mavcli.engine.randomness import Draw
-from mavcli.engine.uses.film import Enlarged, Film, Footage, cost_of_enlarged, picture, read_through, tensor
+from mavcli.engine.uses.film import (
+    Enlarged,
+    Film,
+    Footage,
+    cost_of_enlarged,
+    picture,
+    read_through,
+    seen_by_clip,
+    tensor,
+)
 from mavcli.engine.windows import sliding_windows
 from mavcli.media.frames import Fit, Frames, to_float, to_uint8
 
@@ -33,28 +42,37 @@ class Ends:
     first: Frames
     """(h, w, 3): the part of the first frame that is in the result."""
     last: Frames
+    looks: tuple[Frames, Frames]
+    """What CLIP is shown of `head` and of `tail`: (n, s', s', 3) at the size that it reads."""
 
 
-def read_ends(path: Path, *, size: int, context: int, fit: Fit) -> Ends:
-    """Read a clip for `extrapolate`: its ends are taken within the first and the last scene. Raises InputError."""
-    ends = _Collected(size, context, fit)
+def read_ends(path: Path, *, size: int, look: int, context: int, fit: Fit) -> Ends:
+    """Read a clip for `extrapolate`: its ends are taken within the first and the last scene. Raises InputError.
+
+    `size` is D's and `look` CLIP's, pixels a side.
+    """
+    ends = _Collected(size, look, context, fit)
     footage = read_through(path, ends.see)
     cuts = footage.cuts
-    head = [frame for i, frame in enumerate(ends.head) if not cuts or i < cuts[0]]
+    head = [views for i, views in enumerate(ends.head) if not cuts or i < cuts[0]]
     since = cuts[-1] if cuts else 0
-    tail = [frame for i, frame in ends.tail if i >= since]
+    tail = [views for i, views in ends.tail if i >= since]
     assert ends.first is not None and ends.last is not None  # reading gave a frame
-    return Ends(footage, np.stack(head), np.stack(tail), ends.first, ends.last)
+    (heads, head_looks), (tails, tail_looks) = (
+        (np.stack([small for small, _ in end]), np.stack([large for _, large in end])) for end in (head, tail)
+    )
+    return Ends(footage, heads, tails, ends.first, ends.last, (head_looks, tail_looks))
 
 
 @dataclass
 class _Collected:
     size: int
+    look: int
     context: int
     fit: Fit
     count: int = 0
-    head: list[Frames] = field(default_factory=list)
-    tail: deque[tuple[int, Frames]] = field(default_factory=deque)
+    head: list[tuple[Frames, Frames]] = field(default_factory=list)
+    tail: deque[tuple[int, tuple[Frames, Frames]]] = field(default_factory=deque)
     first: Frames | None = None
     last: Frames | None = None
 
@@ -63,9 +81,11 @@ class _Collected:
         self.last = own
         self.first = own.copy() if self.first is None else self.first
         view = network_view(frame[None], self.size, self.fit)[0]
+        large = view if self.look == self.size else network_view(frame[None], self.look, self.fit)[0]
+        views = (view, large)
         if len(self.head) < self.context:
-            self.head.append(view)
-        self.tail.append((self.count, view))
+            self.head.append(views)
+        self.tail.append((self.count, views))
         if len(self.tail) > self.context:
             self.tail.popleft()
         self.count += 1
@@ -93,10 +113,21 @@ def extrapolate(
     view = View(*size)
     first = last = None
     if before:
-        first = _Side(cascade, ends.head, ends.first, before, draw, rate, view, begin=before, back=True)
+        first = _Side(
+            cascade, ends.head, ends.looks[0], ends.first, before, draw, rate, view, begin=before, back=True
+        )
     if after:
         last = _Side(
-            cascade, ends.tail, ends.last, after, draw, rate, view, begin=before + own_count, back=False
+            cascade,
+            ends.tail,
+            ends.looks[1],
+            ends.last,
+            after,
+            draw,
+            rate,
+            view,
+            begin=before + own_count,
+            back=False,
         )
 
     def own() -> Iterator[Shown]:
@@ -141,15 +172,17 @@ def cost_of_extrapolation(cascade: Cascade, ends: Ends, *, new: int, direction: 
 class _Side:
     """The new frames on one side of a clip, in the order of time.
 
-    `known` (n, s, s, 3) are the clip's frames at the join as the networks see them, `source` (h, w, 3) the one that touches it;
+    `known` (n, s, s, 3) are the clip's frames at the join as the networks see them, `looks` as CLIP does, `source` (h, w, 3) is the
+    one that touches it;
     `begin` is the place in the result at which this side begins (forward) or ends (`back`).
     """
 
-    def __init__(self, cascade: Cascade, known: Frames, source: Frames, count: int, draw: Draw, rate: float,
+    def __init__(self, cascade: Cascade, known: Frames, looks: Frames, source: Frames, count: int, draw: Draw, rate: float,
                  view: View, *, begin: int, back: bool) -> None:  # fmt: skip
         seen = to_float(known)[None]
         direction: Direction = "backward" if back else "forward"
-        video = cascade.extrapolate(seen, [draw], frames=count, fps=rate, direction=direction)
+        told = seen_by_clip(cascade, enumerate(looks), fit="crop")  # squares already
+        video = cascade.extrapolate(seen, [draw], frames=count, fps=rate, direction=direction, seen=told)
         small = to_uint8(video[0])
         start = 0 if back else len(known)
         # numbers of frames are never negative, and those of both sides differ

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mavcli.engine.cascade import Cascade
+from mavcli.engine.cascade import Cascade, Seen
 from mavcli.engine.randomness import Draw
 from mavcli.engine.windows import halo_windows
-from mavcli.media.frames import Frames, to_float, to_uint8
+from mavcli.media.frames import Fit, Frames, to_float, to_uint8
 from mavcli.media.scenes import Scenes
 from mavcli.media.video import Sound, find_sound, read_video, survey
 
@@ -142,6 +142,16 @@ def cost_of_enlarged(cascade: Cascade, scenes: Sequence[int], count: int, *, sta
     pieces = [w.length for n in lengths for w in halo_windows(n, length=_PIECE, halo=_HALO)]
     low = sum(cascade.cost_of_super("sr_l", n) for n in pieces)
     return low + cascade.cost_of_super("sr_h", count - start)
+
+
+def seen_by_clip(cascade: Cascade, frames: Iterable[tuple[int, Frames]], *, fit: Fit) -> Seen:
+    """Place -> CLIP image embedding of a source's own frames (h, w, 3), taken at the size that CLIP reads.
+
+    Nothing where CLIP reads what D draws: then the frames as the networks see them are what CLIP is shown.
+    """
+    if cascade.look == cascade.size:
+        return {}
+    return {place: cascade.embed_pictures(frame[None], fit=fit)[0] for place, frame in frames}
 
 
 def tensor(frame: Frames) -> torch.Tensor:

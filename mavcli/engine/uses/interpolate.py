@@ -11,12 +11,12 @@ from math import prod
 import numpy as np
 import torch
 
-from mavcli.engine.cascade import Cascade
+from mavcli.engine.cascade import Cascade, Seen
 from mavcli.engine.compose import kept_part, network_view, result_size, square_part
 from mavcli.engine.detail import Between, Shown, View, between, carried, levelled
 from mavcli.engine.randomness import Draw
-from mavcli.engine.uses.film import Enlarged, Film, Footage, cost_of_enlarged, picture, tensor
-from mavcli.engine.windows import gap_windows, key_windows
+from mavcli.engine.uses.film import Enlarged, Film, Footage, cost_of_enlarged, picture, seen_by_clip, tensor
+from mavcli.engine.windows import gap_starts, gap_windows, key_windows
 from mavcli.media.frames import Fit, Frames, to_float, to_uint8
 
 _BLOCK = 240
@@ -93,11 +93,10 @@ def between_frames(
     video[list(line.known)] = views[list(line.source)]
     for place, end in line.held:
         video[place + 1 : end] = video[place]
+    seen = _seen(cascade, footage, line, fit)
     with cascade.piecewise():
-        for places in line.stretches:
-            for part in _blocks(places):
-                if part[-1] - part[0] + 1 > len(part):
-                    _fill(cascade, video, part, draw, float(rate))
+        for part in _parts(line):
+            _fill(cascade, video, part, draw, float(rate), seen)
     wanted = set(line.source)
     own = (kept_part(frame, fit) for i, frame in enumerate(footage.pictures()) if i in wanted)
     frames = _shown(cascade, video, line, own, draw, size=result_size(*footage.size, fit), rate=float(rate), keep=keep_source)  # fmt: skip
@@ -117,9 +116,11 @@ def between_pictures(
     """Pictures (k, h, w, 3) joined by motion: one pass of ↑F for each of `skips`, the first between the pictures themselves."""
     apart, done = prod(skips), 1
     small = to_float(network_view(pictures, cascade.size, fit))[None]
+    looked = seen_by_clip(cascade, enumerate(pictures), fit=fit)
     for skip in skips:
+        seen = {place * done: embedding for place, embedding in looked.items()}
         done *= skip
-        small = cascade.interpolate(small, [draw], skip=skip, fps=float(rate) * done / apart)
+        small = cascade.interpolate(small, [draw], skip=skip, fps=float(rate) * done / apart, seen=seen)
     line = pictures_line(len(pictures), apart)
     own = (kept_part(one, fit) for one in pictures)
     height, width = pictures.shape[1:3]
@@ -136,8 +137,9 @@ def pictures_line(pictures: int, apart: int) -> Timeline:
 
 def cost_of_clip(cascade: Cascade, line: Timeline) -> float:
     """What `between_frames` costs on the bar of `cascade`."""
-    parts = [part for places in line.stretches for part in _blocks(places) if part[-1] - part[0] >= len(part)]
-    windows = sum(len(gap_windows([p - part[0] for p in part], length=cascade.window)) for part in parts)
+    windows = sum(
+        len(gap_windows([p - part[0] for p in part], length=cascade.window)) for part in _parts(line)
+    )
     return cascade.cost_of_windows(windows) + cost_of_enlarged(cascade, line.scenes, line.count)
 
 
@@ -148,6 +150,38 @@ def cost_of_pictures(cascade: Cascade, pictures: int, skips: Sequence[int]) -> f
         windows += len(key_windows(keys, skip=skip, length=cascade.window)) if skip > 1 else 0
         keys = (keys - 1) * skip + 1
     return cascade.cost_of_windows(windows) + cost_of_enlarged(cascade, (0,), keys)
+
+
+def _parts(line: Timeline) -> list[tuple[int, ...]]:
+    """Places of known frames between which ↑F draws, in pieces that are filled one after the other."""
+    return [part for places in line.stretches for part in _blocks(places) if part[-1] - part[0] >= len(part)]
+
+
+def _seen(cascade: Cascade, footage: Footage, line: Timeline, fit: Fit) -> Seen:
+    """What CLIP says of the clip's own frames that windows of ↑F begin with, by their place in the result.
+
+    A frame that stands until `end` is the same picture at `end` - 1, where the next window begins.
+    """
+    if cascade.look == cascade.size:
+        return {}
+    starts = {
+        part[0] + start
+        for part in _parts(line)
+        for start in gap_starts([place - part[0] for place in part], length=cascade.window)
+    }
+    shown = dict(zip(line.known, line.source, strict=True))
+    shown |= {end - 1: shown[place] for place, end in line.held}
+    wanted: dict[int, list[int]] = {}
+    for place in sorted(starts):
+        wanted.setdefault(shown[place], []).append(place)
+    seen: dict[int, torch.Tensor] = {}
+    for number, frame in enumerate(footage.pictures()):
+        if number in wanted:
+            (embedding,) = seen_by_clip(cascade, [(0, frame)], fit=fit).values()
+            seen |= dict.fromkeys(wanted[number], embedding)
+        if number >= max(wanted, default=0):
+            break
+    return seen
 
 
 def _blocks(places: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -162,11 +196,13 @@ def _blocks(places: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(part)
 
 
-def _fill(cascade: Cascade, video: Frames, places: Sequence[int], draw: Draw, fps: float) -> None:
+def _fill(cascade: Cascade, video: Frames, places: Sequence[int], draw: Draw, fps: float, seen: Seen) -> None:
     """↑F: draw what is not at `places`, from the first of them to the last, into `video`."""
     begin, end = places[0], places[-1] + 1
     known = [place - begin for place in places]
-    filled = cascade.fill_gaps(to_float(video[begin:end])[None], known, [draw], fps=fps, first=begin)
+    own = {place - begin: seen[place] for place in range(begin, end) if place in seen}
+    clip = to_float(video[begin:end])[None]
+    filled = cascade.fill_gaps(clip, known, [draw], fps=fps, first=begin, seen=own)
     video[begin:end] = to_uint8(filled[0])
 
 
