@@ -31,6 +31,10 @@ def find_browser() -> str:
     return found
 
 
+class _Left(AssertionError):
+    """The page that was asked is gone, another one has come or is coming."""
+
+
 class Browser:
     """One browser with one page. `profile` is what it remembers: a second browser on the same folder goes on with it."""
 
@@ -158,7 +162,11 @@ class Browser:
     def _until(self, ask: Any, *, what: str = "") -> Any:
         end = time.monotonic() + _PATIENCE
         while True:
-            if found := ask():
+            try:
+                found = ask()
+            except _Left:  # the page was just exchanged for another: ask that one
+                found = None
+            if found:
                 return found
             if time.monotonic() > end:
                 shown = self.run("document.body.innerText") if self._session else ""
@@ -176,7 +184,10 @@ class Browser:
         while True:
             reply = self._read(method)
             if reply.get("id") == self._number:
-                assert "error" not in reply, f"{method}: {reply['error']}"
+                error = reply.get("error", {}).get("message", "")
+                if "navigated or closed" in error or "Cannot find context" in error:
+                    raise _Left(f"{method}: {error}")
+                assert not error, f"{method}: {error}"
                 result: dict[str, Any] = reply["result"]
                 return result
             if reply.get("method") == "Runtime.exceptionThrown":

@@ -97,6 +97,11 @@ int fsync(int fd) {
     return below(fd) && cut() == 1 ? -1 : real(fd);
 }
 
+int fdatasync(int fd) {
+    REAL("fdatasync", int (int));
+    return below(fd) && cut() == 1 ? -1 : real(fd);
+}
+
 int rename(const char *from, const char *to) {
     REAL("rename", int (const char *, const char *));
     return folder[0] && !strncmp(to, folder, strlen(folder)) && cut() == 1 ? -1 : real(from, to);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -176,8 +177,9 @@ def _copies_of_frames(console: Console, pairs: list[Pair], place: Path) -> dict[
     copies = {}
     for path, pair in folders:
         copies[path] = frames_copy(path, pair.rate, place)
-        console.message(f"`{path}` is shown at {float(pair.rate):g} fps")
         console.advance(1)
+    for rate, count in sorted(Counter(pair.rate for _, pair in folders).items()):
+        console.message(f"{counted(count, 'folder')} of frames shown at {float(rate):g} fps")
     return copies
 
 

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from mavcli.errors import DiskError, InputError, counted, one_line
 from mavcli.evaluation.human import Study, short_hash
-from mavcli.files import locked, reading, whole_path
+from mavcli.files import locked, reading, write_bytes
 
 STORE = "votes.sqlite"
 """Name of the store in a study's folder."""
@@ -195,7 +195,6 @@ def _shown(value: Any) -> str:
 
 _APPLICATION, _VERSION = 0x6D617676, 1
 _SCHEMA = f"""
-PRAGMA journal_mode = MEMORY;
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 CREATE TABLE raters (token TEXT PRIMARY KEY, name TEXT NOT NULL, at TEXT NOT NULL) WITHOUT ROWID;
@@ -231,8 +230,6 @@ class VoteStore:
         try:
             _check_store(self._db, path)
             with _writing(path):
-                # Where shared memory does not work (network file systems) SQLite keeps its own journal, as safe and slower.
-                self._db.execute("PRAGMA journal_mode = WAL").fetchone()
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.execute("PRAGMA foreign_keys = ON")
         except BaseException:
@@ -308,13 +305,14 @@ def served_alone(folder: Path) -> Iterator[None]:
 
 
 def _create(path: Path) -> None:
-    """An empty store appears whole."""
-    with (
-        _writing(path),
-        whole_path(path) as temporary,
-        contextlib.closing(sqlite3.connect(temporary)) as fresh,
-    ):
-        fresh.executescript(_SCHEMA)
+    """An empty store appears whole, and in WAL mode: to a file that changes to it a kill may leave a journal behind, which
+    whoever only reads cannot take back.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(_SCHEMA)
+        image = bytearray(empty.serialize())
+    image[18:20] = b"\2\2"  # write and read version of the file format: 1 is the rollback journal, 2 WAL
+    write_bytes(path, image)
 
 
 def _now() -> str:
@@ -328,7 +326,8 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise DiskError(
-            f"cannot write `{path}`: {one_line(str(error)).lower()}", hint="look at the disk's free space"
+            f"cannot write `{path}`: {one_line(str(error)).lower()}",
+            hint="free some space, or begin in another folder with `-o`",
         ) from error
 
 

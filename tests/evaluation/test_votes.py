@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -214,6 +215,30 @@ def test_what_was_acknowledged_before_a_kill_is_counted_after_it(study: Study, t
     last = int(told[-1])
     (found,), wrong = gather_votes(tmp_path, study)
     assert wrong == [] and found.revision in (last, last + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_no_cut_of_any_write_of_the_store_loses_doubles_or_makes_up_a_vote(tmp_path: Path) -> None:
+    library, here = tmp_path / "faults.so", Path(__file__).parent
+    source = here.parent / "faults_preload.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    done = subprocess.run(
+        [sys.executable, str(here / "store_faults.py"), str(tmp_path / "place")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "LD_PRELOAD": str(library)},
+    )
+    (last,) = done.stdout.splitlines()
+    assert int(last.removesuffix(" points")) > 100
+
+
+def test_a_store_is_in_wal_mode_from_its_first_byte_on_the_disk(store: VoteStore) -> None:
+    """A kill while a file changes to WAL leaves a journal, and who only reads cannot take that back."""
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store.path.read_bytes()[18:20] == b"\2\2"
 
 
 def test_one_folder_has_one_server(tmp_path: Path) -> None:
