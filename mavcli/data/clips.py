@@ -158,6 +158,8 @@ class Draw:
     redrawn: Redrawn = field(default=Redrawn())
     seen: Frames | None = None
     """The first frame at `look` pixels, where that was asked for: uint8 (look, look, 3)."""
+    index: tuple[int, ...] = ()
+    """Which frames of the file they are."""
 
 
 class VideoFolder:
@@ -290,7 +292,8 @@ class VideoFolder:
                     plan = self.plan(rng, frames=frames, fps=nearer, clip=plan.clip)
             if isinstance(plan, Plan):
                 pixels, seen = self._pixels(plan.clip, plan.index, size, fit, look)
-                return Draw(pixels, plan.fps, plan.clip, plan.start, redrawn, seen)
+                index = tuple(plan.index.tolist())
+                return Draw(pixels, plan.fps, plan.clip, plan.start, redrawn, seen, index)
             redrawn += Redrawn(clip=1)
         longest = max(self.sources, key=lambda source: source.longest)
         raise InputError(
@@ -302,6 +305,11 @@ class VideoFolder:
     def frames_of(self, clip: int, index: Sequence[int], *, size: int, fit: Fit = "crop") -> Frames:
         """Some frames of a file, ascending: uint8 (len(index), size, size, 3)."""
         return self._pixels(clip, np.asarray(index, np.intp), size, fit)[0]
+
+    def frame_of(self, clip: int, number: int, *, size: int, fit: Fit = "crop") -> Frames:
+        """One frame of a file, decoded for itself: uint8 (size, size, 3)."""
+        with reading(self.sources[clip].place):
+            return self._part(clip, np.array([number], np.intp), size, fit)[0]
 
     def _pixels(
         self, clip: int, index: NDArray[np.intp], size: int, rule: Fit, look: int | None = None

@@ -92,6 +92,13 @@ class FolderSource:
         """How many of the files in `order` are there."""
         return sum(file is not None for file in self._files)
 
+    def rates(self, frames: int) -> list[tuple[float, float]]:
+        """Of each video: (lowest, highest) frames per second at which it gives `frames` frames."""
+        folder = self._whole
+        if not isinstance(folder, VideoFolder):
+            return []
+        return [folder.bounds(i, frames=frames) for i in range(len(folder))]
+
     def keep_order(self, order: Sequence[str]) -> OtherFiles | None:
         """Draw as a training does that began with the files `order`: what is gone leaves a gap, what is new comes last.
 
@@ -141,9 +148,16 @@ class FolderSource:
         self, rng: np.random.Generator, *, frames: int, fps: float, size: int, look: int | None = None
     ) -> DrawnClip:
         """(f, s, s, 3) uint8 at the rate that was used."""
-        assert isinstance(self._folder, VideoFolder)
-        draw = self._folder.draw_fitting(rng, frames=frames, fps=fps, size=size, look=look)
-        return DrawnClip(draw.frames, draw.fps, draw.redrawn, draw.seen)
+        folder = self._folder
+        assert isinstance(folder, VideoFolder)
+        draw = folder.draw_fitting(rng, frames=frames, fps=fps, size=size, look=look)
+        if look is None:
+            return DrawnClip(draw.frames, draw.fps, draw.redrawn)
+
+        def shown(frame: int) -> np.ndarray:
+            return folder.frame_of(draw.clip, draw.index[frame], size=look)
+
+        return DrawnClip(draw.frames, draw.fps, draw.redrawn, draw.seen, shown)
 
     def count(self, redrawn: Redrawn) -> None:
         """Add up what the clips of a batch say of how they were drawn; other processes may have drawn them."""

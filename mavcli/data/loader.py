@@ -7,7 +7,7 @@ belongs to which sample. Nothing here keeps a position: the only state of the da
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +32,8 @@ class DrawnClip:
     """How often it was drawn again; whoever consumes the clip hands it to `Source.count`."""
     seen: np.ndarray | None = None
     """The first frame at the `look` pixels that were asked for: (look, look, 3) uint8."""
+    shown: Callable[[int], np.ndarray] | None = None
+    """The same of any other frame, by its number in the clip."""
 
 
 class Files(Protocol):
@@ -44,6 +46,11 @@ class Files(Protocol):
 
     @property
     def readable(self) -> int: ...
+
+    def rates(self, frames: int) -> Sequence[tuple[float, float]]:
+        """(lowest, highest) frames per second at which each of its videos gives `frames` frames; the lowest is above the highest
+        where none does. Nothing for pictures."""
+        ...
 
     def keep_order(self, order: Sequence[str]) -> object | None:
         """Draw as a training does that began with the files `order`; what is another than it was, in words, or None."""
@@ -171,10 +178,13 @@ class WorldSource:
     ) -> DrawnClip:
         start = float(rng.uniform(0.0, 1.0))
         clip = world.render_clip(scene, fps=fps, frames=frames, size=size, start=start)
-        seen = None
-        if look is not None:
-            (seen,) = world.render_clip(scene, fps=fps, frames=1, size=look, start=start)
-        return DrawnClip(clip, fps, seen=seen)
+        if look is None:
+            return DrawnClip(clip, fps)
+
+        def shown(frame: int) -> np.ndarray:
+            return world.render_clip(scene, fps=fps, frames=1, size=look, start=start + frame / fps)[0]
+
+        return DrawnClip(clip, fps, seen=shown(0), shown=shown)
 
     def folders(self) -> Sequence[Files]:
         return ()

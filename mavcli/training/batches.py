@@ -40,7 +40,7 @@ class _Row:
     caption: str | None = None
     redrawn: Redrawn = field(default=Redrawn())
     seen: np.ndarray | None = None
-    """The first frame at CLIP's size (s, s, 3), where that is not the network's."""
+    """What CLIP is shown, at its own size (s, s, 3), where that is not the network's."""
 
 
 def stage_source(stage: Stage, loaded: LoadedRecipe, *, report: Report | None = None) -> Source:
@@ -194,7 +194,9 @@ class Batches(Dataset[Batch]):
             clip = source.clip(rng, frames=config.frames, fps=wanted, size=full, look=self.look)
         frames = _crop(clip.frames, size, rng)
         known = draw_known(rng, config.masks, config.frames) if stage.masks else None
-        return _Row(frames, source.names, clip.fps, known, caption, clip.redrawn, clip.seen)
+        first = 0 if known is None else int(known.argmax())
+        seen = clip.seen if not first or clip.shown is None else clip.shown(first)
+        return _Row(frames, source.names, clip.fps, known, caption, clip.redrawn, seen)
 
     def _still_clip(self, source: Source, rng: np.random.Generator, size: int) -> DrawnClip:
         picture, seen = self._image(source, rng, size)

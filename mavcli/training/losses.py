@@ -246,7 +246,8 @@ def pictures(task: Task, batch: Batch) -> Tensor:
 
 
 def first_frames(task: Task, batch: Batch) -> Tensor:
-    """CLIP's embedding (b, d) of each sample's first frame, which of a picture is all."""
+    """CLIP's embedding (b, d) of each sample's first frame, which of a picture is all; where ↑F is not given that, of the first
+    frame that it is."""
     if task.kept is not None:
         return task.kept.of_pictures(batch.pictures)
     return _clip(task).encode_image(_first_pictures(task, batch))

@@ -168,7 +168,9 @@ def seen(
         if level is not None and task.schedule is not None:
             words.append(f"low-res noised at {int(level[i])} of {task.schedule.spec.timesteps}")
         if batch.seen is not None:
-            words.append(f"CLIP is shown {batch.seen.shape[1]} x {batch.seen.shape[2]} px of its first frame")
+            first = 0 if batch.known is None else int(batch.known[i].to(torch.uint8).argmax())
+            which = f"frame {first + 1}, the first that is known" if first else "its first frame"
+            words.append(f"CLIP is shown {batch.seen.shape[1]} x {batch.seen.shape[2]} px of {which}")
         lines.append(", ".join(words))
     sheet = contact_sheet(
         to_uint8(torch.cat(rows)), columns=x0.shape[1] if x0.shape[1] > 1 else None, labels=labels

@@ -30,7 +30,7 @@ class Batch:
     `first` is the number that the first row has in the whole step, over all processes; `redrawn` says how often its clips
     were drawn again, `sources` which of a mix's sources each row is from, `keys` (b, 2) those of `pair_keys` where captions are
     compared, and `lost` the name of each file that was drawn and could not be read, with the reason. `seen` (b, s, s, 3) uint8 is
-    what CLIP is shown of each row, its first frame at CLIP's own size; None where that is the network's too.
+    what CLIP is shown of each row (see `pictures`) at CLIP's own size; None where that is the network's too.
     """
 
     pixels: Tensor
@@ -59,8 +59,18 @@ class Batch:
 
     @property
     def pictures(self) -> Tensor:
-        """What CLIP is shown, uint8 (b, s, s, 3): the first frames, at CLIP's size where they are drawn at it."""
-        return self.pixels[:, 0] if self.seen is None else self.seen
+        """What CLIP is shown, uint8 (b, s, s, 3), at CLIP's size where it is drawn at that: the first frames.
+
+        Of a clip whose first frame ↑F is not given, the first that it is: sampling has no other (`Cascade._fill`).
+        """
+        if self.seen is not None:
+            return self.seen
+        if self.known is None:
+            return self.pixels[:, 0]
+        first = self.known.to(torch.uint8).argmax(
+            dim=1
+        )  # 0 where nothing is known: the clip's own first frame
+        return self.pixels[torch.arange(len(first)), first]
 
 
 def pair_keys(pixels: Tensor, captions: Sequence[str]) -> Tensor:

@@ -79,10 +79,33 @@ def test_batches_carry_what_clip_reads_only_where_that_is_not_the_networks_size(
         batch = Batches(source, STAGES[stage], other)[step]
         assert plain.seen is None and torch.equal(plain.pixels, batch.pixels), "not a bit of the rest changes"
         assert batch.seen is not None and batch.seen.shape == (3, LOOK, LOOK, 3)
-        for small, large in zip(batch.pixels[:, 0].numpy(), batch.seen.numpy(), strict=True):
+        for small, large in zip(plain.pictures.numpy(), batch.seen.numpy(), strict=True):
             alike = np.corrcoef(fit(large, small.shape[0]).ravel(), small.ravel())[0, 1]
             assert alike > 0.85, "the same picture, drawn or fitted at each size by itself"
         assert torch.equal(batch.rows(1, 3).seen, batch.seen[1:3])
+
+
+@pytest.mark.parametrize("data", ["files", "world"])
+@pytest.mark.parametrize("look", [None, LOOK], ids=["D's size", "CLIP's size"])
+def test_where_the_first_frame_is_hidden_clip_is_shown_the_first_known_one_as_at_sampling(
+    look, data, videos, tiny, tmp_path
+):
+    """`extrapolate --direction backward` has no other frame than the known ones to tell ↑F of."""
+    tasks = ["interpolate", "endpoints", "forward", "animate", "generate"]
+    sets = [f"train.stages.interp.masks.{task}=0" for task in tasks] + ["train.stages.interp.image_batch=0"]
+    sets += ["train.stages.interp.masks.backward=1", "train.defaults.batch_size=6"]
+    recipe = tiny(tmp_path, *sets, *([f"cascade.clip.network.image_size={look}"] if look else [])).recipe
+    large = tiny(tmp_path, *sets, f"cascade.decoder.network.image_size={look or 16}").recipe
+    source = WorldSource() if data == "world" else FolderSource(str(videos), "video")
+    batch, frames = (
+        Batches(source, STAGES["interp"], recipe)[0],
+        Batches(source, STAGES["interp"], large)[0].pixels,
+    )
+    firsts = batch.known.int().argmax(1).tolist()
+    assert set(firsts) == {1, 2, 3}
+    for row, first in enumerate(firsts):
+        assert torch.equal(batch.pictures[row], frames[row, first])
+        assert not torch.equal(batch.pictures[row], frames[row, 0])
 
 
 def test_sharded_batches_and_stills_carry_it_too(videos, tiny, tmp_path):
