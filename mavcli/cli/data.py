@@ -36,12 +36,23 @@ def check(
         typer.Option("--kind", help="Read it as this; found out by itself otherwise."),
     ] = None,
     frames: Annotated[
-        int,
-        typer.Option("--frames", min=2, max=4096, metavar="N", help="Length of the clips that are counted."),
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--frames",
+            min=2,
+            max=4096,
+            metavar="N",
+            help="Length of the clips that are counted [the recipe's, or 16].",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Whose fps curriculum is counted."),
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="Whose fps curriculum is counted, and whose frame rates the clips must give.",
+        ),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE", help="Where the contact sheet goes.")
@@ -60,11 +71,15 @@ def check(
     from mavcli.data.places import is_url
     from mavcli.media.image import write_png
     from mavcli.recipe.load import load_recipe
+    from mavcli.recipe.remarks import asked_rates, lacking_rate
 
     with Console(quiet=quiet, json=json) as console:
         if sheet is not None and sheet.exists() and not _is_sheet_of(sheet, directory):
             refuse_existing(sheet, force, hint="--force overwrites it, --sheet chooses another name")
-        curriculum = None if recipe is None else load_recipe(recipe).recipe.stage("decoder_t").fps
+        family = None if recipe is None else load_recipe(recipe).recipe
+        config = None if family is None else family.stage("decoder_t")
+        asked = {} if family is None else asked_rates(family)
+        frames = frames or (16 if config is None else config.frames)
         done = 0
 
         def progress(now: int, of: int) -> None:
@@ -75,7 +90,13 @@ def check(
             done = now
 
         found = check_data(
-            directory, kind=kind, frames=frames, curriculum=curriculum, progress=progress, again=again
+            directory,
+            kind=kind,
+            frames=frames,
+            curriculum=None if config is None else config.fps,
+            asked=[fps for stage, fps in asked.items() if stage == "decoder_t"],
+            progress=progress,
+            again=again,
         )
         console.close()
         if found.note is not None:
@@ -95,7 +116,13 @@ def check(
             console.result(line)
         if path is not None:
             console.result(f"contact sheet: {path}")
-        console.result_object(_object(found, frames, path))
+        lacking = [
+            lacking_rate(stage, fps, frames, found.rates) for stage, fps in asked.items() if found.rates
+        ]
+        told = [text for text in lacking if text is not None]
+        for text in told:
+            console.warning(text)
+        console.result_object(_object(found, frames, path) | {"warnings": told})
         if not found.rows:
             raise InputError(f"`{found.root}` holds nothing that can be trained on")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -136,6 +137,7 @@ def _clip_item(
     if len(footage) < 2:
         raise InputError(f"`{file}` has one frame, wanted at least two", hint=f"mav animate {file}")
     tell_footage(footage, session.console)
+    _tell_untrained(session, [factor])
     line = timeline(footage, factor=factor, window=window)
     check_count(line.count, most=MAX_STREAMED)
     size = result_size(*footage.size, fit)
@@ -188,6 +190,7 @@ def _pictures_item(session: Session, files: list[Path], between: int | None, fit
             )
         pictures.append(fitted(source.pixels, (height, width), rule=fit))
     skips = _skips(session, between)
+    _tell_untrained(session, skips)
     apart = prod(skips)
     line = pictures_line(len(pictures), apart)
     check_count(line.count)
@@ -217,6 +220,13 @@ def _pictures_item(session: Session, files: list[Path], between: int | None, fit
         options={"frames": between, "fps": str(fps), "fit": fit, "keep_source": keep},
         inputs=tuple(files),
     )
+
+
+def _tell_untrained(session: Session, skips: Sequence[int]) -> None:
+    """Say, before any work, where ↑F will fill in between frames that are further apart than it learnt to, or less far."""
+    for skip in skips:
+        if (text := session.family.untrained_skip(session.recipe, skip)) is not None:
+            session.console.warning(text)
 
 
 def _skips(session: Session, between: int | None) -> list[int]:

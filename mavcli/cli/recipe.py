@@ -108,11 +108,15 @@ def cp(
 def check(name: Name, set_: SetOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Check a recipe: name every fault at once, or say how it would run on this machine."""
     from mavcli.recipe.load import load_recipe
+    from mavcli.recipe.remarks import remarks
     from mavcli.recipe.resolve import probe_machine, resolve
 
     console = Console(json=json, quiet=quiet)
     loaded = load_recipe(name, sets=set_ or ())
     resolved = resolve(loaded.recipe, machine=probe_machine())
+    beyond = remarks(loaded.recipe)
+    for text in beyond:
+        console.warning(text)
     console.result(f"ok: {loaded.recipe.name}, from {', '.join(loaded.sources)}")
     if not quiet:
         for line in describe(resolved):
@@ -127,6 +131,7 @@ def check(name: Name, set_: SetOption = None, json: JsonOption = False, quiet: Q
             "dtype": resolved.dtype,
             "threads": resolved.threads,
             "reasons": resolved.reasons,
+            "warnings": beyond,
         }
     )
 

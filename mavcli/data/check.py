@@ -68,16 +68,18 @@ class Checked:
     drawable: list[Drawable] = field(default_factory=list)
     sheet: Frames | None = None
     """uint8 (h, w, 3): a frame of each file, or of 64 of them."""
+    rates: list[tuple[float, float]] = field(default_factory=list)
+    """Of each video, the lowest and the highest frame rate at which it gives a clip."""
     note: str | None = None
     """Why what was found could not be kept."""
 
 
 def check_data(root: str, *, kind: DataKind | None = None, frames: int = 16,
-               curriculum: FpsCurriculum | None = None, keep_bytes: int = 20 << 30,
+               curriculum: FpsCurriculum | None = None, asked: Sequence[float] = (), keep_bytes: int = 20 << 30,
                progress: Progress | None = None, again: bool = False) -> Checked:  # fmt: skip
     """Read a folder, shards or a URL as training would and say what there is; `kind` is found out where it is None.
 
-    `frames` is the length of the clips that `drawable` counts, `again` believes nothing that is cached. Raises
+    `frames` is the length of the clips that `drawable` counts, at rates of the curriculum and at those `asked`; `again` believes nothing that is cached. Raises
     InputError when there is no such folder; one with nothing usable comes back with its `rejected`.
     """
     kind = kind or find_kind(root, keep_bytes=keep_bytes)
@@ -99,7 +101,9 @@ def check_data(root: str, *, kind: DataKind | None = None, frames: int = 16,
         )
     videos = VideoFolder(root, keep_bytes=keep_bytes, progress=progress, again=again, needed=False)
     limits = curriculum or FpsCurriculum()
-    rates = sorted({limits.low, *(float(r) for r in _RATES if limits.low < r < limits.high), limits.high})
+    rates = sorted(
+        {limits.low, *(float(r) for r in _RATES if limits.low < r < limits.high), limits.high, *asked}
+    )
     return Checked(
         root=videos.root,
         kind="video",
@@ -109,6 +113,7 @@ def check_data(root: str, *, kind: DataKind | None = None, frames: int = 16,
         fps={str(rate): n for rate, n in sorted(Counter(round(s.fps) for s in videos.sources).items())},
         drawable=[drawable(videos, frames=frames, fps=rate) for rate in rates],
         sheet=_video_sheet(videos),
+        rates=[videos.bounds(i, frames=frames) for i in range(len(videos))],
         note=videos.note,
     )
 

@@ -48,6 +48,8 @@ Direction = Literal["forward", "backward", "both"]
 Seen = Mapping[int, Tensor]
 """CLIP image embeddings (d,) of frames that come from a source, taken at the source's own resolution. Of frames that are not
 in it, what the cascade drew is embedded."""
+_NEAR = 0.02
+"""Of a frame rate: so much beside what training met is no other motion."""
 
 
 class Cascade:
@@ -217,6 +219,8 @@ class Cascade:
             base = self.extrapolate(base, draws, frames=keys - base.shape[1], fps=fps / self.skip, seen=seen)
         if keys < 2:
             return base[:, :frames]
+        if (text := self.family.untrained_skip(self.recipe, self.skip)) is not None:
+            self._warn_once(text)
         return self.interpolate(base[:, :keys], draws, skip=self.skip, fps=fps, seen=seen)[:, :frames]
 
     def interpolate(
@@ -393,7 +397,7 @@ class Cascade:
         noises of their own. `seen` is by the numbers of `rows`.
         """
         known = known.expand(len(clips), -1)
-        # Training conditions on the first frame; where that is hidden, the first that is not stands for it.
+        # as in training: the first frame, and where that is hidden the first that is not
         first = known.float().argmax(dim=1).tolist()
         own = [seen.get(numbers[at]) for (_, numbers), at in zip(rows, first, strict=True)]
         drawn = [clip[at] for clip, at, found in zip(clips, first, own, strict=True) if found is None]
@@ -537,6 +541,11 @@ class Cascade:
         if text not in self._said:
             self._said.add(text)
             self.report.message(text)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.report.warning(text)
 
     # -- what all stages share ----------------------------------------------------------------------------------------
 
@@ -729,6 +738,13 @@ class Cascade:
             self.report.warning(
                 f"{PIECES[piece]} knows {curriculum.low:g} to {curriculum.high:g} fps, {fps:g} fps were asked for: "
                 f"it moves as at {told:g}"
+            )
+        met = self.family.parts[piece].met
+        if met is not None and not met.fps[0] * (1 - _NEAR) <= told <= met.fps[1] * (1 + _NEAR):
+            low, high = met.fps
+            self._warn_once(
+                f"{PIECES[piece]} is told {told:.3g} fps; training met {low:.3g} to {high:.3g}: "
+                "how things move at that rate it never saw"
             )
         return told
 

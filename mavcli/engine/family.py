@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from mavcli.errors import UsageError, WeightsError
 from mavcli.recipe.load import list_recipes, load_recipe
+from mavcli.recipe.remarks import trained_skips, untrained_skip
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.weights.locate import stage_path, trained_path
 from mavcli.weights.manifest import load_manifest
-from mavcli.weights.provenance import compare_specs, read_header, weight_files
+from mavcli.weights.provenance import Met, compare_specs, read_header, weight_files
 
 Piece = Literal["clip", "prior", "decoder_t", "interp", "sr_l", "sr_l_last", "sr_h"]
 PIECES: dict[Piece, str] = {
@@ -42,6 +43,8 @@ class Part:
     step: int = 0
     untrained: bool = False
     """Whether it is an image network whose temporal layers nothing has trained."""
+    met: Met | None = None
+    """What of clips its training drew, where the file says so."""
 
     def facts(self) -> dict[str, Any]:
         """All that decides what the network says: its tensors, and the description that they are read by."""
@@ -71,6 +74,11 @@ class Family:
     def random(self) -> tuple[str, ...]:
         """The pieces that run on random weights."""
         return tuple(piece for piece, part in self.parts.items() if part.path is None)
+
+    def untrained_skip(self, recipe: Recipe, skip: int) -> str | None:
+        """What to say where ↑F's training met no known frames `skip` apart; by its file, or else by the recipe."""
+        met = self.parts["interp"].met if "interp" in self.parts else None
+        return untrained_skip(skip, trained_skips(recipe) if met is None else met.frame_skips)
 
 
 def find_family(
@@ -124,7 +132,9 @@ def find_family(
             )
             continue
         untrained = role == "decoder" or (header.inflation is not None and not header.inflation.trained)
-        parts[piece] = Part(piece, role, spec, path, header.content_sha256, header.step, untrained=untrained)
+        parts[piece] = Part(
+            piece, role, spec, path, header.content_sha256, header.step, untrained=untrained, met=header.met
+        )
         if (
             piece == "sr_l"
             and role == "sr_l"

@@ -106,6 +106,12 @@ class InterpPart(Spec):
         description="where frames beyond the known ones are drawn (animate, extrapolate); null for `sampler`",
     )
 
+    @model_validator(mode="after")
+    def _sees_two_known_frames(self) -> InterpPart:
+        if self.frame_skip >= self.window:
+            raise SpecError("frame_skip", f"`{self.frame_skip}` must be less than `window`, {self.window}")
+        return self
+
 
 class SuperResPart(Spec):
     """SR_l^t or SR_h. `kind: lanczos` resamples instead of a network, and the user is told."""
@@ -270,7 +276,12 @@ class Masks(Spec):
     backward: float = Field(0.1, ge=0, le=1e6, description="the last frames are known")
     animate: float = Field(0.1, ge=0, le=1e6, description="only the first frame is known")
     generate: float = Field(0.05, ge=0, le=1e6, description="nothing is known: the task of D^t")
-    frame_skips: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((2, 3, 5, 7), min_length=1)
+    frame_skips: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="how far apart the known frames of `interpolate` are, each equally often (one that stands twice, twice); "
+        "null for all that a clip holds, 2 to frames - 1",
+    )
 
     @model_validator(mode="after")
     def _some_task(self) -> Masks:
@@ -278,6 +289,10 @@ class Masks(Spec):
         if not any(shares):
             raise ValueError("all shares of masks are 0, one of them must be more")
         return self
+
+    def skips(self, frames: int) -> tuple[int, ...]:
+        """How far apart known frames are in clips of so many `frames`."""
+        return self.frame_skips or tuple(range(2, max(frames, 3)))
 
 
 class Degradation(Spec):

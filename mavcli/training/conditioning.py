@@ -23,7 +23,7 @@ def draw_known(rng: np.random.Generator, masks: Masks, frames: int) -> np.ndarra
     task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
     known = np.zeros(frames, dtype=bool)
     if task == "interpolate":
-        skip = int(rng.choice(masks.frame_skips))
+        skip = int(rng.choice(masks.skips(frames)))
         known[::skip] = True
     elif task == "endpoints":
         known[[0, -1]] = True

@@ -38,8 +38,9 @@ _LENGTH = ("training.steps", "training.decay")
 def identity(stage: Stage, recipe: Recipe, parents: Sequence[Parent]) -> dict[str, Any]:
     """It, as JSON has it. Not the data's paths: folders are moved."""
     sha256 = {parent.role: parent.content_sha256 for parent in parents}
+    free = set(FREE_KEYS) if stage.masks else {*FREE_KEYS, "masks"}
     return {
-        "training": recipe.stage(stage.name).model_dump(mode="json", exclude=set(FREE_KEYS)),
+        "training": recipe.stage(stage.name).model_dump(mode="json", exclude=free),
         "seed": recipe.train.seed,
         "network": stage.network(recipe).model_dump(mode="json"),
         "schedule": stage.schedule(recipe).spec.model_dump(mode="json") if stage.schedule else None,

@@ -6,6 +6,7 @@ keep is the network, its moving average, the optimiser and one integer.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -39,9 +40,10 @@ from mavcli.errors import (
 from mavcli.media.frames import to_uint8
 from mavcli.media.image import write_png
 from mavcli.recipe.load import LoadedRecipe
+from mavcli.recipe.remarks import asked_rates, lacking_rate, trained_skips
 from mavcli.recipe.schema import Recipe
 from mavcli.report import Report, Silent
-from mavcli.training.batches import Batches, stage_source
+from mavcli.training.batches import STILL_FPS, Batches, stage_source
 from mavcli.training.checkpoint import Checkpoint, newest_checkpoint, remove_stale, save_checkpoint
 from mavcli.training.distributed import Group
 from mavcli.training.identity import identity, refuse_changes
@@ -50,11 +52,11 @@ from mavcli.training.optim import learning_rate
 from mavcli.training.previews import grid
 from mavcli.training.stage import Batch, Stage
 from mavcli.training.stages import get_stage
-from mavcli.training.start import build_task, check_parents, check_stage
+from mavcli.training.start import build_task, check_parents, check_stage, start_path
 from mavcli.training.trainer import Step, Trainer
 from mavcli.training.watch import SILENCE_S, watching
 from mavcli.weights.locate import trained_path
-from mavcli.weights.provenance import Parent, WeightsHeader, read_header, save_weights
+from mavcli.weights.provenance import Met, Parent, WeightsHeader, read_header, save_weights
 
 _PREVIEW_ROWS = 8
 _SAME_WISH_S = 1.0
@@ -101,6 +103,7 @@ def train_stage(
         check_parents(stage, recipe)  # before data are read, which may take hours
     source = stage_source(stage, loaded, report=report)
     report.message(f"data: {source.describe()}")
+    _tell_lacking_rate(stage, recipe, source, report)
     backend.apply()
     with _alone_in(folder, group):
         checkpoint = _last_checkpoint(folder, recipe, name, group=group, report=report, fresh=fresh)
@@ -129,6 +132,9 @@ def train_stage(
         _refuse_idle(trainer)
         again = command or f"mav train-stage {name} {loaded.path}"
         run = _Run(loaded, stage, trainer, source, folder, parents, report, again=again)
+        own = start_path(stage, recipe) if checkpoint is None else None
+        if own is not None and any(parent.role == name for parent in parents):
+            run.goes_on_from(read_header(own).met)
         if checkpoint is not None:
             run.resume(checkpoint)
         report.message(f"{stage.title}: {trainer.count / 1e6:.2f} M parameters train, in {folder}")
@@ -178,11 +184,22 @@ class _Run:
         self.files = sum(folder.readable for folder in source.folders())
         self.meaningless = False
         self.loss = self.held_out = float("nan")
+        self.rates: tuple[float, float] | None = (math.inf, -math.inf)
+        """The lowest and the highest frame rate of the moving clips that this training drew, of all processes; None where it
+        goes on from one that does not say."""
+        self.skips = set(trained_skips(self.recipe)) if stage.masks else set()
+
+    def goes_on_from(self, met: Met | None) -> None:
+        """Go on from weights, or a checkpoint, of this very stage, whose training met `met`."""
+        self.rates = None if met is None else met.fps
+        self.skips |= set() if met is None else set(met.frame_skips)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`; weights that a kill kept from being exported are exported now, later ones stay."""
         self.trainer.load(checkpoint)
         self.step = self.saved = checkpoint.step
+        met = checkpoint.manifest.get("met")
+        self.goes_on_from(None if met is None else Met.model_validate_json(json.dumps(met)))
         held_out = checkpoint.manifest["held_out"]
         self.loss, self.held_out = self.trainer.smooth, math.nan if held_out is None else float(held_out)
         self.report.message(f"resumed {checkpoint.path} at step {self.step} of {self.config.steps}")
@@ -229,6 +246,7 @@ class _Run:
                 last = done == config.steps
                 if log is not None:
                     log.count_fps(batch.fps)
+                self._meet(batch)
                 for name in batch.sources:
                     mine[self.source.names.index(name)] += 1
                 if done % config.log_every == 0 or last:
@@ -258,6 +276,15 @@ class _Run:
                 hint=f"train beyond it: --steps {config.steps + config.retries}; "
                 f"or with a lower rate: --set {lr}=... --allow lr",
             )
+
+    def _meet(self, batch: Batch) -> None:
+        """Remember the rates of a batch's clips that move."""
+        if batch.fps is None or self.rates is None:
+            return
+        moving = batch.fps[batch.fps < STILL_FPS] if self.config.still_clips else batch.fps
+        if len(moving):
+            low, high = self.rates
+            self.rates = min(low, float(moving.min())), max(high, float(moving.max()))
 
     def _next(self, prepared: _Prepared, log: Metrics | None) -> Batch:
         """The next batch. Files that could not be read are told of once and counted.
@@ -350,6 +377,9 @@ class _Run:
         """A checkpoint to resume from, and the averaged weights for everyone else."""
         trainer = self.trainer
         self.held_out = self._held_out_loss()
+        if self.rates is not None:
+            lows, highs = zip(*self.group.gather(self.rates), strict=True)
+            self.rates = min(lows), max(highs)
         if log is not None:
             log.write(step=self.step, held_out=round(self.held_out, 6))
         manifest: dict[str, Any] = {
@@ -359,6 +389,7 @@ class _Run:
             "held_out": finite(self.held_out),
             "recipe_sha256": self.loaded.sha256,
             "parents": [parent.model_dump(mode="json") for parent in self.parents],
+            "met": None if self.met is None else self.met.model_dump(mode="json"),
             **identity(self.stage, self.recipe, self.parents),
         }
         files = [folder.order for folder in self.source.folders()]
@@ -371,6 +402,14 @@ class _Run:
         self._keep_embeddings()
         held_out = f"{self.held_out:.4f}" if math.isfinite(self.held_out) else "says nothing"
         self.report.message(f"step {self.step}: loss {trainer.smooth:.4f}, held out {held_out}")
+
+    @property
+    def met(self) -> Met | None:
+        """What the clips that were drawn are said to have been, in checkpoints and weights."""
+        if self.rates is None or self.rates[0] > self.rates[1]:
+            return None
+        low, high = self.rates
+        return Met(fps=(round(low, 3), round(high, 3)), frame_skips=tuple(sorted(self.skips)))
 
     def _held_out_loss(self) -> float:
         """The loss of held-out samples; NaN, which is told of once, where it would mean nothing."""
@@ -404,6 +443,7 @@ class _Run:
                 samples_seen=self.step * self.config.batch_size,
                 parents=tuple(self.parents),
                 source=f"mav train-stage {self.stage.name} {self.loaded.path.name}",
+                met=self.met,
             )
             try:
                 save_weights(trained_path(self.recipe, self.stage.name), tensors, header)
@@ -526,6 +566,16 @@ def write_picture(path: Path, picture: torch.Tensor) -> None:
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
     write_png(path, picture.numpy(), overwrite=True)
+
+
+def _tell_lacking_rate(stage: Stage, recipe: Recipe, source: Source, report: Report) -> None:
+    """Say where the clips do not give a rate that generation will tell the network; the rendered world gives every rate."""
+    asked, frames = asked_rates(recipe).get(stage.name), recipe.stage(stage.name).frames
+    if stage.data != "video" or asked is None or recipe.train.data.world:
+        return
+    rates = [rate for folder in source.folders() for rate in folder.rates(frames)]
+    if (text := lacking_rate(stage.name, asked, frames, rates)) is not None:
+        report.warning(text)
 
 
 def _keep_files(source: Source, checkpoint: Checkpoint, report: Report) -> None:

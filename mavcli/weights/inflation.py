@@ -141,6 +141,7 @@ def inflate_file(
             "parents": (header.as_parent(),),
             "source": command or f"mav inflate {source.name}",
             "inflation": inflation,
+            "met": header.met if role == header.role else None,
         }
     )
     files = save_weights(target, after, header, max_shard_bytes=max_shard_bytes)

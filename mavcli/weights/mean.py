@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mavcli.errors import UsageError, WeightsError
 from mavcli.weights.provenance import (
+    Met,
     StoredWeights,
     WeightsHeader,
     compare_specs,
@@ -101,12 +102,23 @@ def mean_file(
             "licence": " and ".join(dict.fromkeys(h.licence for h in headers)),
             "source": command or "mav weights mean",
             "recipe_sha256": first.recipe_sha256 if len({h.recipe_sha256 for h in headers}) == 1 else "",
+            "met": _met_by_all(headers),
             "inflation": None if any(h.inflation is None for h in headers) else first.inflation,
         }
     )
     apart = _apart(stored)  # before the target is written, which may be one of the sources
     files = save_weights(target, MeanWeights(stored, shares), header)
     return Mean(tuple(files), read_header(target), shares, apart)
+
+
+def _met_by_all(headers: Sequence[WeightsHeader]) -> Met | None:
+    """What the trainings of all of them met; None where one does not say."""
+    found = [header.met for header in headers if header.met is not None]
+    if len(found) < len(headers):
+        return None
+    skips = set.intersection(*(set(met.frame_skips) for met in found))
+    low, high = max(met.fps[0] for met in found), min(met.fps[1] for met in found)
+    return Met(fps=(low, high), frame_skips=tuple(sorted(skips))) if low <= high else None
 
 
 def _check_alike(one: Path, first: WeightsHeader, other: Path, header: WeightsHeader) -> None:

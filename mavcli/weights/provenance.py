@@ -73,6 +73,16 @@ class Inflation(Spec):
     trained: bool = Field(False, description="the temporal layers were trained before these channels came")
 
 
+class Met(Spec):
+    """What a training drew of its clips: what a network is told beyond that, it never learnt.
+
+    `fps` are the lowest and the highest frame rate of a clip that moves; `frame_skips` how far apart known frames stood.
+    """
+
+    fps: tuple[float, float]
+    frame_skips: tuple[int, ...] = ()
+
+
 class WeightsHeader(Spec):
     """What a weight file says about itself.
 
@@ -95,6 +105,7 @@ class WeightsHeader(Spec):
     inflation: Inflation | None = Field(
         None, description="of layers that nothing has trained yet; training leaves it out"
     )
+    met: Met | None = Field(None, description="of a stage that trains on clips; older files do not say")
     content_sha256: Line = ""
 
     # On the field and not on the model: a validator before the whole model would turn JSON's lists into wrong tuples.

@@ -117,3 +117,19 @@ def test_a_picture_that_is_no_sheet_of_the_folder_is_not_overwritten(
     assert "sheet.png` exists" in capsys.readouterr().err
     assert run([*check, "--force"]) == 0 and sheet.read_bytes() != mine
     assert run(check) == 0, "an earlier sheet of the same folder is drawn anew"
+
+
+def test_check_with_a_recipe_says_which_rate_of_generation_no_clip_gives(
+    videos: Path, capsys: Captured
+) -> None:
+    """At 24 fps and 5 frames from key to key D^t is told 4.8 fps, of which 16 frames last 3.1 s; a scene here has one."""
+    assert run(["data", "check", str(videos), "--recipe", "karlo", "--json"]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found["frames"] == 16 and 4.8 in [rate["fps"] for rate in found["drawable"]]
+    assert any(
+        text.startswith("generation will tell D^t 4.8 fps, and none of 3 clips") for text in found["warnings"]
+    )
+    assert "generation will tell D^t 4.8 fps" in shown.err
+    assert run(["data", "check", str(videos), "--recipe", "karlo", "--frames", "2", "--json"]) == 0
+    assert not any("D^t" in text for text in json.loads(capsys.readouterr().out)["warnings"])

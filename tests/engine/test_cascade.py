@@ -18,7 +18,7 @@ from mavcli.engine.work import Work
 from mavcli.errors import OutOfMemoryError, RecipeError, WeightsError
 from mavcli.report import Silent
 from mavcli.weights.inflation import inflate_file
-from mavcli.weights.provenance import WeightsHeader, save_weights
+from mavcli.weights.provenance import Met, WeightsHeader, load_weights, read_header, save_weights
 
 ALL = ("clip", "prior", "decoder_t", "interp", "sr_l", "sr_h")
 # A step of 8 bits is 2 / 255: networks add in another order when a batch has another size.
@@ -69,6 +69,48 @@ def test_a_text_becomes_76_frames_at_the_largest_size(cascade, small):
     assert small.shape == (1, 76, 3, 8, 8)
     assert video.shape == (1, 20, 3, 32, 32) and cascade.out_size == 32 and cascade.natural_frames == 76
     assert float(video.abs().max()) <= 1 and float(video.std()) > 0.01
+
+
+def test_an_extension_to_the_front_is_told_of_by_its_first_known_frame(cascade, base, monkeypatch):
+    """As in training (tests/training/test_what_clip_sees.py)."""
+    handed = []
+    original = Cascade.embed_frames
+    monkeypatch.setattr(
+        Cascade, "embed_frames", lambda self, frames: (handed.append(frames), original(self, frames))[1]
+    )
+    cascade.extrapolate(base[:, 4:], [Draw(0)], frames=3, fps=24, direction="backward")
+    assert [torch.equal(frames[0], base[0, 4]) for frames in handed] == [True]
+
+
+def with_met(path: Path, folder: Path, **met: Met) -> Cascade:
+    """The cascade whose weights say what their trainings met."""
+    shutil.copytree(path.parent, folder)
+    for role, said in met.items():
+        file = folder / "weights" / f"{role}.safetensors"
+        header = read_header(file).model_copy(update={"met": said})
+        save_weights(file, load_weights(file), header)
+    return open_cascade(folder / path.name, report=Listener())
+
+
+def test_a_rate_that_no_training_clip_had_is_told(tiny, tmp_path, cascade):
+    short = with_met(tiny, tmp_path / "short", decoder_t=Met(fps=(6.0, 30.0)))
+    embedding = torch.zeros(1, 16)
+    made = short.decode(embedding, [Draw(0)], fps=24)
+    assert short.report.lines == [
+        "D^t is told 4.8 fps; training met 6 to 30: how things move at that rate it never saw"
+    ]
+    assert torch.equal(made, cascade.decode(embedding, [Draw(0)], fps=24)), "what is said changes no frame"
+    long = with_met(tiny, tmp_path / "long", decoder_t=Met(fps=(2.0, 30.0)))
+    long.decode(embedding, [Draw(0)], fps=24)
+    assert long.report.lines == []
+
+
+def test_a_distance_between_key_frames_that_no_training_had_is_told(tiny, tmp_path, base):
+    few = with_met(tiny, tmp_path / "few", interp=Met(fps=(1.0, 30.0), frame_skips=(2, 3)))
+    for _ in range(2):
+        few.fill_up(base[:, :2], [Draw(0)], fps=24, frames=6)
+    told = "↑F was never trained to fill in between frames that are 5 apart; it learnt 2, 3"
+    assert [line for line in few.report.lines if "reused" not in line] == [told]
 
 
 def test_the_whole_chain_is_its_parts(cascade, base):

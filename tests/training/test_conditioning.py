@@ -35,11 +35,25 @@ def test_masks_are_drawn_by_their_shares():
         "endpoints": np.mean([k.sum() == 2 and k[0] and k[-1] for k in drawn]),
         "generate": np.mean([not k.any() for k in drawn]),
         "by fives": np.mean([set(np.flatnonzero(k)) == {0, 5, 10, 15} for k in drawn]),
+        "by fours": np.mean([set(np.flatnonzero(k)) == {0, 4, 8, 12} for k in drawn]),
     }
-    assert abs(counts["endpoints"] - masks.endpoints) < 0.02
+    each = masks.interpolate / 14
+    assert abs(counts["endpoints"] - masks.endpoints - each) < 0.02  # fifteen apart are the two ends too
     assert abs(counts["generate"] - masks.generate) < 0.015
-    assert abs(counts["by fives"] - masks.interpolate / 4) < 0.025
+    assert abs(counts["by fives"] - each) < 0.012
+    assert abs(counts["by fours"] - each) < 0.012  # the paper's 1 -> 4 fps
     assert not any(k.all() for k in drawn), "something is left to predict"
+
+
+def test_every_factor_that_interpolate_offers_is_trained():
+    rng = np.random.default_rng(0)
+    masks = Masks(interpolate=1, endpoints=0, forward=0, backward=0, animate=0, generate=0)
+    for frames in (4, 16):
+        apart = {tuple(np.flatnonzero(draw_known(rng, masks, frames))) for _ in range(400)}
+        assert apart == {tuple(range(0, frames, skip)) for skip in range(2, frames)}
+    twice = masks.model_copy(update={"frame_skips": (2, 5, 5, 5)})
+    fives = np.mean([draw_known(rng, twice, 16).sum() == 4 for _ in range(800)])
+    assert abs(fives - 0.75) < 0.06, "one that stands three times is drawn three times as often"
 
 
 @pytest.mark.parametrize("task", ["forward", "backward", "animate", "generate", "endpoints", "interpolate"])
