@@ -24,7 +24,9 @@ def human(
     a: Annotated[
         Path, typer.Argument(metavar="A_DIR", help="Videos of one system, or folders of numbered frames.")
     ],
-    b: Annotated[Path, typer.Argument(metavar="B_DIR", help="Videos of the other, under the same names.")],
+    b: Annotated[
+        Path, typer.Argument(metavar="B_DIR", help="Those of the other: of the same names, clips or prompts.")
+    ],
     prompts: Annotated[
         Path | None,
         typer.Option(

@@ -21,7 +21,7 @@ import pytest
 from browser import Browser
 from human_study import make_folders, study_of
 
-from mavcli.evaluation.human import Study, open_folder
+from mavcli.evaluation.human import Study, make_study, open_folder
 from mavcli.evaluation.human_server import HumanServer, write_static
 from mavcli.evaluation.tally import sides, tally
 from mavcli.evaluation.votes import STORE, VoteStore, gather_votes
@@ -321,6 +321,33 @@ def test_a_new_folder_of_votes_knows_no_rater_and_the_page_begins_anew(short: St
             assert "is a new one" in browser.run("document.getElementById('notice').innerText")
     kept = rows(tmp_path / "out")
     assert len(kept) == len(set(kept)) == 4 and len({rater for rater, _, _ in kept}) == 1
+
+
+def test_no_markup_gets_in_by_a_prompt_or_a_name(short: Study, tmp_path: Path) -> None:
+    hostile = ("</script><img src=x onerror=hacked=1>", "<svg onload=hacked=1> ${hacked=1} \u2028&lt;b&gt;")
+    pairs = [item.pair._replace(prompt=text) for item, text in zip(short.items, hostile, strict=True)]
+    study = make_study(pairs, a="<b>a", b="</script>")
+    with serving(study, tmp_path / "out") as server, Browser(tmp_path / "profile") as browser:
+        rater = Rater(browser, study, lambda n, q: "a")
+        rater.begin(server.url, hostile[0])
+        seen = set()
+        for _ in range(2):
+            rater.answer()
+            rater.look()
+            seen.add(browser.run("document.getElementById('prompt').textContent"))
+            rater.answer()
+        assert seen == {f"“{text}”" for text in hostile}
+        assert rater.thanks().startswith("All 2 pairs")
+        browser.click("#other")
+        browser.wait("!document.getElementById('known').hidden")
+        assert (
+            browser.run(
+                "document.getElementById('rater').textContent + document.querySelector('#known button').textContent"
+            )
+            == hostile[0]
+        )
+        assert browser.run("typeof hacked + document.querySelectorAll('img, svg').length") == "undefined0"
+        assert browser.errors == []
 
 
 def test_without_a_server_the_votes_stay_in_the_browser_until_they_are_downloaded(
