@@ -24,7 +24,14 @@ from mavcli.weights.provenance import (
     save_weights,
 )
 
-SPEC = UNetSpec(model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,))
+SPEC = UNetSpec(
+    model_channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    norm_groups=8,
+    num_head_channels=8,
+)
 
 
 def header(**changes: object) -> WeightsHeader:
