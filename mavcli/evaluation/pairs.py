@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mavcli.engine.output import slug
 from mavcli.errors import InputError, UsageError
@@ -97,7 +97,8 @@ def find_pairs(
     pairs = [pair for pair in pairs if not {pair.a, pair.b} & broken.keys()]
     if not pairs:
         raise InputError(f"every pair has a video that cannot be read: {lines[0]}")
-    return [_with_rate(pair, fps) for pair in pairs], [*lines, *notes]
+    runs = {video.path: video.run for side in sides for video in side}
+    return [_with_rate(pair, fps, runs) for pair in pairs], [*lines, *notes]
 
 
 def _side(root: Path, notes: list[str]) -> list[Described]:
@@ -168,8 +169,11 @@ def _with_prompts(pairs: list[Pair], a: Path, file: Path) -> list[Pair]:
     return [pair._replace(prompt=text) for pair, text in zip(pairs, texts, strict=True)]
 
 
-def _with_rate(pair: Pair, fps: Fraction | None) -> Pair:
-    """The pair with a rate for its folder of frames: from the first frame to the last it lasts as long as its partner."""
+def _with_rate(pair: Pair, fps: Fraction | None, runs: Mapping[Path, Mapping[str, Any]]) -> Pair:
+    """The pair with a rate for its folder of frames: from the first frame to the last it lasts as long as its partner.
+
+    The last frames of `mav interpolate`, which only hold the clip's last one, do not count.
+    """
     folders = pair.frame_folders
     if not folders or fps is not None:
         return pair._replace(fps=fps if folders else None)
@@ -178,8 +182,16 @@ def _with_rate(pair: Pair, fps: Fraction | None) -> Pair:
             f"nothing says how fast `{pair.a}` and `{pair.b}` are shown, both are folders of frames",
             hint="--fps 24",
         )
-    video = probe(pair.b if folders[0] == pair.a else pair.a)
-    frames = len(frames_of(folders[0]))
-    if video.frames < 2 or frames == video.frames:
+    partner = pair.b if folders[0] == pair.a else pair.a
+    video, frames = probe(partner), len(frames_of(folders[0]))
+    steps = video.frames - _factor(runs[partner])
+    if frames == video.frames or steps < 1:
         return pair._replace(fps=video.rate)
-    return pair._replace(fps=(video.rate * (frames - 1) / (video.frames - 1)).limit_denominator(100_000))
+    return pair._replace(fps=(video.rate * (frames - 1) / steps).limit_denominator(100_000))
+
+
+def _factor(run: Mapping[str, Any]) -> int:
+    """How many frames `mav interpolate` made of each one of a clip; 1 for other videos."""
+    options = run.get("options")
+    factor = options.get("factor") if run.get("kind") == "interpolate" and isinstance(options, dict) else 1
+    return factor if isinstance(factor, int) and factor > 0 else 1
