@@ -252,11 +252,8 @@ class UNet(nn.Module):
         )
 
 
-class Stage(nn.ModuleList):
+class Stage(nn.Sequential):
     """Layers run one after the other, each with the context it needs."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(layers)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         for layer in self:

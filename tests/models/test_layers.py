@@ -107,6 +107,26 @@ def test_the_fused_norm_in_bfloat16_is_near_that_in_float32():
         assert (one.float() - other).norm() < 0.02 * other.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_norm_takes_frames_that_share_memory_or_have_gaps_in_it(layout, dtype):
+    norm, large = a_norm(dtype), torch.randn(2, 12, 10, 10).to(dtype, memory_format=layout)
+    one = torch.randn(1, 6, 5, 5).to(dtype, memory_format=layout)
+    views = [one.expand(3, -1, -1, -1), large[:, :6], large[:, 6:, ::2, ::2], large[:, :6].transpose(2, 3)]
+    for x in views:
+        dense = x.detach().contiguous().requires_grad_()
+        x = x.detach().requires_grad_()
+        y, wanted = norm(x, activation="silu"), norm(dense, activation="silu")
+        near = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+        torch.testing.assert_close(y, wanted, **near)
+        for slope, right in zip(
+            torch.autograd.grad(y.float().square().sum(), x),
+            torch.autograd.grad(wanted.float().square().sum(), dense),
+            strict=True,
+        ):
+            torch.testing.assert_close(slope, right, **(near and {"rtol": 0.1, "atol": 0.1}))
+
+
 def test_a_norm_over_a_folded_batch_is_not_one_over_the_clip():
     norm, x = a_norm(), torch.randn(4, 6, 8, 8)
     x[1] += 10
