@@ -23,6 +23,8 @@ from mavcli.cli.console import Console, cache_dir, is_terminal, paint, size
 from mavcli.cli.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from mavcli.recipe.resolve import Machine
 
 Status = Literal["ok", "warn", "fail"]
@@ -76,14 +78,33 @@ def run_checks() -> Iterator[Check]:
             yield check()
         except Exception as error:
             text = " ".join(str(error).split())[:200]
-            yield Check(
-                name, "fail", f"{type(error).__name__}: {text}", "pip install --force-reinstall mavcli"
-            )
+            fix = "pip install --upgrade --upgrade-strategy eager mavcli"
+            yield Check(name, "fail", f"{type(error).__name__}: {text}", fix)
 
 
 def check_python() -> Check:
     version = platform.python_version()
     return Check("python", "ok", f"{version} on {platform.system()} {platform.machine()}, {sys.prefix}")
+
+
+def check_libraries() -> Check:
+    """What mav declares is there, at a version that it was tested with or a newer one; of an extra, what is installed."""
+    doubts, fixes, needed = [], [], 0
+    for requirement in _requirements():
+        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        version = _version(requirement.name)
+        if optional and not version:
+            continue
+        needed += not optional
+        if not version or not requirement.specifier.contains(version, prereleases=True):
+            wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True))
+            doubts.append(f"{requirement.name} {version or 'is missing'}, wanted {wanted or 'any'}")
+            fixes.append((_declared(requirement.name), optional))
+    if doubts:
+        status: Status = "warn" if all(optional for _, optional in fixes) else "fail"
+        fix = f"pip install --upgrade {' '.join(dict.fromkeys(name for name, _ in fixes))}"
+        return Check("libraries", status, "; ".join(dict.fromkeys(doubts)), fix)
+    return Check("libraries", "ok", f"{needed} are declared, none is older than what mav was tested with")
 
 
 def check_torch() -> Check:
@@ -163,6 +184,94 @@ def check_threads() -> Check:
     return Check("threads", "ok", found)
 
 
+def check_networks() -> Check:
+    """A normalisation and a convolution there and back, of frames that share their memory, against 64-bit numbers."""
+    import torch
+    from torch.nn import functional as F
+
+    from mavcli.models.normalisation import GroupNorm
+    from mavcli.recipe.resolve import resolve
+    from mavcli.recipe.schema import Recipe
+
+    device = resolve(Recipe(name="doctor"), machine=_machine()).device
+    shown = torch.linspace(-1, 2, 8 * 6 * 6).reshape(1, 8, 6, 6)
+    kernel = torch.linspace(-1, 1, 4 * 8 * 9).reshape(4, 8, 3, 3)
+    norm = GroupNorm(2, 8)
+    slopes = []
+    for dtype, where in ((torch.float64, "cpu"), (torch.float32, device)):
+        x = shown.to(where, dtype).requires_grad_()
+        frames = x.expand(3, -1, -1, -1)
+        weight, bias = norm.weight.to(where, dtype), norm.bias.to(where, dtype)
+        if dtype == torch.float64:
+            y = F.silu(F.group_norm(frames.contiguous(), 2, weight, bias, norm.eps))
+        else:
+            y = norm.to(where)(frames, activation="silu")
+        z = F.conv2d(y, kernel.to(where, dtype))
+        (slope,) = torch.autograd.grad(z.square().mean(), x)
+        slopes.append(slope.double().cpu())
+    right, found = slopes
+    error = float((found - right).norm() / right.norm())
+    if not error < 1e-2:  # a GPU's convolutions round to 10 bits
+        fix = f"pip install --upgrade {_declared('torch')}"
+        return Check("networks", "fail", f"slopes on {device} are wrong by {error:.0%}", fix)
+    return Check("networks", "ok", f"normalisation and convolution on {device}, there and back")
+
+
+def check_safetensors() -> Check:
+    """Tensors through both writers, mav's own and the library's, and back through the library's reader."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from mavcli.weights.provenance import write_plain
+
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    version = _version("safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Path(folder) / "ours.safetensors", Path(folder) / "theirs.safetensors"
+        write_plain(ours, tensors)
+        save_file(tensors, theirs)
+        for path in (ours, theirs):
+            read = load_file(path)
+            if any(not torch.equal(read[name], tensor) for name, tensor in tensors.items()):
+                fix = f"pip install --force-reinstall {_declared('safetensors')}"
+                return Check(
+                    "safetensors", "fail", f"{version}: tensors come back changed from {path.name}", fix
+                )
+    return Check("safetensors", "ok", f"{version}: tensors written and read")
+
+
+def check_pictures() -> Check:
+    """A picture written and read in each of the formats that cameras, phones and pages use."""
+    import io
+
+    import numpy as np
+    import pillow_heif
+    from PIL import Image
+
+    from mavcli.media.image import read_image, write_png
+
+    versions = f"pillow {_version('pillow')}, pillow-heif {_version('pillow-heif')}"
+    fix = f"pip install --force-reinstall {_declared('pillow')} {_declared('pillow-heif')}"
+    shown = np.full((64, 64, 3), 40, np.uint8)
+    shown[:, :32] = (200, 120, 60)
+    files = {}
+    for name in ("JPEG", "WEBP"):
+        file = io.BytesIO()
+        Image.fromarray(shown).save(file, name, quality=95)
+        files[name] = file.getvalue()
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(shown)).save(file, quality=95)
+    files["HEIC"] = file.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        write_png(Path(folder) / "check.png", shown)
+        files["PNG"] = (Path(folder) / "check.png").read_bytes()
+    for name, data in files.items():
+        seen = read_image(data)
+        if seen.shape != shown.shape or np.abs(seen.astype(float) - shown).mean() > 10:
+            return Check("pictures", "fail", f"{versions}: a {name} comes back another picture", fix)
+    return Check("pictures", "ok", f"{versions}: {', '.join(files)} written and read")
+
+
 def check_video() -> Check:
     """16 frames through the encoder and back: exact count, exact rate, colours near enough."""
     from fractions import Fraction
@@ -170,28 +279,25 @@ def check_video() -> Check:
     import av
     import numpy as np
 
+    from mavcli.media.video import read_clip, write_video
+
     versions = f"av {av.__version__}"
     shown = np.zeros((16, 64, 64, 3), np.uint8)
     for index in range(16):
         shown[index, :, : 4 * (index + 1)] = 200
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.mp4"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(24))
-            stream.width = stream.height = 64
-            stream.pix_fmt = "yuv420p"
-            for picture in shown:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        with av.open(str(path)) as container:
-            rate = container.streams.video[0].average_rate
-            seen = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    fix = "pip install --force-reinstall 'av>=16,<19'"
-    if len(seen) != 16 or rate != 24:
+        write_video(path, shown, fps=Fraction(24))
+        seen = read_clip(path)
+    fix = f"pip install --force-reinstall {_declared('av')}"
+    if len(seen.frames) != 16 or seen.rate != 24:
         return Check(
-            "video", "fail", f"{versions}: wrote 16 frames at 24 fps, read {len(seen)} at {rate}", fix
+            "video",
+            "fail",
+            f"{versions}: wrote 16 frames at 24 fps, read {len(seen.frames)} at {seen.rate}",
+            fix,
         )
-    error = float(np.abs(np.stack(seen).astype(float) - shown).mean())
+    error = float(np.abs(seen.frames.astype(float) - shown).mean())
     if error > 10:
         return Check("video", "fail", f"{versions}: frames come back {error:.0f} of 255 away", fix)
     return Check("video", "ok", f"{versions}: 16 frames written and read")
@@ -279,11 +385,15 @@ def check_terminal() -> Check:
 
 CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("python", check_python),
+    ("libraries", check_libraries),
     ("torch", check_torch),
     ("device", check_hardware),
     ("arithmetic", check_arithmetic),
+    ("networks", check_networks),
     ("kernels", check_kernels),
     ("threads", check_threads),
+    ("safetensors", check_safetensors),
+    ("pictures", check_pictures),
     ("video", check_video),
     ("open_clip", check_clip),
     ("weights", check_weights),
@@ -315,6 +425,18 @@ def _version(package: str) -> str:
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return ""
+
+
+@functools.cache
+def _requirements() -> list[Requirement]:
+    from packaging.requirements import Requirement
+
+    return [Requirement(line) for line in metadata.requires("mavcli") or ()]
+
+
+def _declared(package: str) -> str:
+    """A package as pip is told of it: `'av<19,>=16'`."""
+    return next((f"'{package}{each.specifier}'" for each in _requirements() if each.name == package), package)
 
 
 def _fails(statement: str) -> str:

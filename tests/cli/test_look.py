@@ -189,3 +189,53 @@ def test_the_doctor_names_what_does_not_load(
     out = shown(capsys, "doctor", code=1)
     assert "fail  open_clip" in out and "nms does not exist" in out
     assert "fail  video        OSError: libfoo.so is missing" in out
+
+
+def test_the_doctor_names_what_is_older_than_its_floor(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"av": "15.1.0", "torch": "2.14.1+cu130", "typer": "", "pyarrow": "16.0"}
+    declared = [
+        "av>=16,<19",
+        "torch>=2.10",
+        "typer>=0.26",
+        'pyarrow>=17; extra == "parquet"',
+        'ruff; extra == "dev"',
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda package: declared)
+    monkeypatch.setattr(doctor, "_version", lambda package: installed.get(package, ""))
+    monkeypatch.setattr(doctor, "CHECKS", (("libraries", doctor.check_libraries),))
+    doctor._requirements.cache_clear()
+    out = shown(capsys, "doctor", code=1)
+    assert "fail  libraries" in out
+    assert "av 15.1.0, wanted >=16,<19; typer is missing, wanted >=0.26; pyarrow 16.0, wanted >=17" in out
+    assert "pip install --upgrade 'av<19,>=16' 'typer>=0.26' 'pyarrow>=17'" in out
+    assert "torch" not in out and "ruff" not in out
+    installed |= {"av": "18.1.0", "typer": "0.26.0"}
+    assert "warn  libraries    pyarrow 16.0, wanted >=17" in shown(capsys, "doctor")
+    doctor._requirements.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("video", "mavcli.media.video.write_video"),
+        ("video", "mavcli.media.video.read_clip"),
+        ("pictures", "mavcli.media.image.read_image"),
+        ("networks", "mavcli.models.normalisation.GroupNorm.forward"),
+        ("safetensors", "safetensors.torch.save_file"),
+        ("safetensors", "mavcli.weights.provenance.write_plain"),
+    ],
+)
+def test_the_doctor_calls_nothing_well_that_does_not_work(
+    name: str, part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **named: object) -> None:
+        raise AttributeError("ACCURATE_RND")
+
+    checks = tuple(check for check in doctor.CHECKS if check[0] == name)
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    assert f"ok    {name}" in shown(capsys, "doctor")
+    monkeypatch.setattr(part, broken)
+    out = shown(capsys, "doctor", code=1)
+    assert f"fail  {name:<12} AttributeError: ACCURATE_RND" in out
