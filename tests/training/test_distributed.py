@@ -202,7 +202,7 @@ def test_an_error_of_one_process_while_saving_reaches_all(tmp_path, monkeypatch)
         return error.value.message
 
     messages = run_together(2, work, limit_s=60)
-    assert len(set(map(str, messages))) == 1 and "No space left on device" in str(messages[0])
+    assert len(set(map(str, messages))) == 1 and "no space left on device" in str(messages[0])
     assert not list(tmp_path.iterdir())
 
 
