@@ -241,6 +241,10 @@ def failure_of(error: BaseException) -> Failure:
     if hasattr(error, "format_message"):  # typer's own usage errors, whose classes it keeps private
         context = getattr(error, "ctx", None)
         command = getattr(context, "command_path", "mav")
+        if type(error).__name__ == "NoSuchOption":  # of which each typer makes another sentence
+            near = " or ".join(f"`{option}`" for option in getattr(error, "possibilities", None) or ())
+            said = f"no such option `{getattr(error, 'option_name', '')}`"
+            return Failure(2, f"{said}, did you mean {near}" if near else said, f"{command} --help")
         return Failure(2, _plain_usage(str(error.format_message())), f"{command} --help")
     text = " ".join(str(error).split())
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -68,7 +68,7 @@ def test_a_mistyped_command_comes_with_the_nearest(capsys: pytest.CaptureFixture
         (["recipe", "show"], "error: missing argument `NAME|FILE`\nhint: mav recipe show --help\n"),
         (
             ["recipe", "ls", "--jsn"],
-            "error: no such option: --jsn (Possible options: --json)\nhint: mav recipe ls --help\n",
+            "error: no such option `--jsn`, did you mean `--json`\nhint: mav recipe ls --help\n",
         ),
     ],
 )

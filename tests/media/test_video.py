@@ -69,7 +69,9 @@ def references(folder):
         yield name, facts, next(islice(source.decode(), number, None))[1], source, wanted
 
 
-@pytest.mark.skipif(av.__version__ < "17", reason="PyAV 16's conversion without more words takes no matrix from the frame")
+@pytest.mark.skipif(
+    av.__version__ < "17", reason="PyAV 16's conversion without more words takes no matrix from the frame"
+)
 def test_decoding_equals_the_ffmpeg_program_bit_for_bit(shared_data):
     """The frames before they become RGB: converted with the flags of the plain program they are the stored pictures."""
     exact = 0
