@@ -255,7 +255,7 @@ class UNet(nn.Module):
 class Stage(nn.Sequential):
     """Layers run one after the other, each with the context it needs."""
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, context.frames) if isinstance(layer, PseudoConv3d) else layer(x, context)
         return x
