@@ -46,7 +46,8 @@ from mavcli.engine.backend import open_backend
 from mavcli.engine.cascade import Cascade
 from mavcli.engine.family import Piece, find_family
 from mavcli.engine.randomness import Draw
-from mavcli.evaluation.intervals import bootstrap, wilson
+from mavcli.evaluation.interpolation import blended, compare, psnr
+from mavcli.evaluation.intervals import median, wilson
 from mavcli.media.frames import fit, to_float, to_uint8
 from mavcli.media.image import read_image
 from mavcli.media.video import read_video
@@ -73,26 +74,17 @@ class Row:
     def samples(self, column: str, values: Sequence[float], groups: Sequence[str]) -> None:
         """The median of `values` and its interval, whole groups being drawn together."""
         found = np.array(values, float)
-        at = [np.flatnonzero(np.array(groups) == group) for group in dict.fromkeys(groups)]
-        middle = float(np.median(found))
-        self.values[column] = {"median": middle, "samples": len(found), "each": [round(v, 4) for v in values]}
-        text = f"{middle:.{self.digits}f}"
-        if len(at) > 1:
-
-            def median(times: np.ndarray) -> float:
-                drawn = np.concatenate([np.repeat(at[i], n) for i, n in enumerate(times)])
-                return float(np.median(found[drawn]))
-
-            low, high = bootstrap(median, len(at))
-            self.values[column] |= {"low": low, "high": high}
-            text += f" [{low:.{self.digits}f}, {high:.{self.digits}f}]"
+        middle = median(values, groups)
+        self.values[column] = {
+            "median": middle.value,
+            "samples": len(found),
+            "each": [round(v, 4) for v in values],
+        }
+        text = f"{middle.value:.{self.digits}f}"
+        if middle.low is not None:
+            self.values[column] |= {"low": middle.low, "high": middle.high}
+            text += f" [{middle.low:.{self.digits}f}, {middle.high:.{self.digits}f}]"
         self.columns[column] = f"{text}, {int((found > 0).sum())} of {len(found)} above 0"
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """dB between frames of values in [-1, 1]; the error of all pixels together."""
-    error = float((a.double() - b.double()).square().mean())
-    return 10 * np.log10(4 / max(error, 1e-12))
 
 
 def on_grid(x: Tensor) -> Tensor:
@@ -208,12 +200,8 @@ def in_between(
                 count = (min(len(frames), longest) - 1) // skip * skip + 1
                 true = frames[:count]
                 made = cascade.interpolate(true[None, ::skip], [Draw(i)], skip=skip, fps=fps)[0]
-                unknown = torch.arange(count) % skip != 0
-                share = (torch.arange(count) % skip)[:, None, None, None] / skip
-                before = true[::skip].repeat_interleave(skip, 0)[:count]
-                after = torch.cat([true[::skip][1:], true[-1:]]).repeat_interleave(skip, 0)[:count]
-                blended = on_grid(torch.lerp(before, after, share))
-                gains.append(psnr(made[unknown], true[unknown]) - psnr(blended[unknown], true[unknown]))
+                ours, plain = compare(made, true, skip), compare(blended(true, skip), true, skip)
+                gains.append(ours.psnr - plain.psnr)
                 groups.append(source)
             row.samples(column.name, gains, groups)
         rows.append(row)

@@ -12,6 +12,7 @@ import typer
 from mavcli.cli import eval_metrics
 from mavcli.cli.console import Console, cache_dir, table
 from mavcli.cli.eval_human import human
+from mavcli.cli.eval_interpolation import interpolation
 from mavcli.cli.eval_run import run
 from mavcli.cli.options import Family, SeedOption, finite, with_options
 from mavcli.errors import counted
@@ -43,6 +44,7 @@ app.command("clipsim", short_help="How near videos are to their prompts in CLIP'
 app.command("motion", short_help="How videos move and flicker, without a network.")(eval_metrics.motion)
 app.command("published", short_help="Recompute values that other repositories state.")(eval_metrics.published)
 app.command(short_help="Generate and score one benchmark, beside the published scores.")(run)
+app.command(short_help="How near ↑F comes to the frames that were there, beside blending.")(interpolation)
 app.command(short_help="Let people compare two sets of videos, and count their votes.")(human)
 
 

@@ -224,9 +224,8 @@ def _pictures_item(session: Session, files: list[Path], between: int | None, fit
 
 def _tell_untrained(session: Session, skips: Sequence[int]) -> None:
     """Say, before any work, where ↑F will fill in between frames that are further apart than it learnt to, or less far."""
-    for skip in skips:
-        if (text := session.family.untrained_skip(session.recipe, skip)) is not None:
-            session.console.warning(text)
+    if (text := session.family.untrained_skip(session.recipe, *skips)) is not None:
+        session.console.warning(text)
 
 
 def _skips(session: Session, between: int | None) -> list[int]:

@@ -306,6 +306,11 @@ class VideoFolder:
         """Some frames of a file, ascending: uint8 (len(index), size, size, 3)."""
         return self._pixels(clip, np.asarray(index, np.intp), size, fit)[0]
 
+    def pictures(self, clip: int, index: Sequence[int]) -> Frames:
+        """Some frames of a file, ascending, whole and in their own size: uint8 (len(index), h, w, 3)."""
+        with reading(self.sources[clip].place):
+            return self._part(clip, np.asarray(index, np.intp), 0, "crop", transform=lambda picture: picture)
+
     def frame_of(self, clip: int, number: int, *, size: int, fit: Fit = "crop") -> Frames:
         """One frame of a file, decoded for itself: uint8 (size, size, 3)."""
         with reading(self.sources[clip].place):

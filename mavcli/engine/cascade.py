@@ -220,7 +220,7 @@ class Cascade:
         if keys < 2:
             return base[:, :frames]
         if (text := self.family.untrained_skip(self.recipe, self.skip)) is not None:
-            self._warn_once(text)
+            self.report.warning(text)
         return self.interpolate(base[:, :keys], draws, skip=self.skip, fps=fps, seen=seen)[:, :frames]
 
     def interpolate(
@@ -542,11 +542,6 @@ class Cascade:
             self._said.add(text)
             self.report.message(text)
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self.report.warning(text)
-
     # -- what all stages share ----------------------------------------------------------------------------------------
 
     def _sample(
@@ -742,7 +737,7 @@ class Cascade:
         met = self.family.parts[piece].met
         if met is not None and not met.fps[0] * (1 - _NEAR) <= told <= met.fps[1] * (1 + _NEAR):
             low, high = met.fps
-            self._warn_once(
+            self.report.warning(
                 f"{PIECES[piece]} is told {told:.3g} fps; training met {low:.3g} to {high:.3g}: "
                 "how things move at that rate it never saw"
             )

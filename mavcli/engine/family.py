@@ -75,10 +75,10 @@ class Family:
         """The pieces that run on random weights."""
         return tuple(piece for piece, part in self.parts.items() if part.path is None)
 
-    def untrained_skip(self, recipe: Recipe, skip: int) -> str | None:
-        """What to say where ↑F's training met no known frames `skip` apart; by its file, or else by the recipe."""
+    def untrained_skip(self, recipe: Recipe, *skips: int) -> str | None:
+        """What to say where ↑F's training met no known frames `skips` apart; by its file, or else by the recipe."""
         met = self.parts["interp"].met if "interp" in self.parts else None
-        return untrained_skip(skip, trained_skips(recipe) if met is None else met.frame_skips)
+        return untrained_skip(skips, trained_skips(recipe) if met is None else met.frame_skips)
 
 
 def find_family(

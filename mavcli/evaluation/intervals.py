@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,3 +45,32 @@ def bootstrap(
     low, high = np.quantile(values, (0.025, 0.975))
     shift = statistic(np.ones(count, int)) - float(np.mean(values))
     return Interval(float(low) + shift, float(high) + shift)
+
+
+class Median(NamedTuple):
+    """The median of samples and the ends of its 95 % interval, which two sources are needed for."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def median(values: Sequence[float], groups: Sequence[object] | None = None) -> Median:
+    """The median of `values`; for the interval whole `groups` are drawn together, each value by itself where none are given."""
+    found = np.array(values, float)
+    names = range(len(found)) if groups is None else groups
+    at: dict[object, list[int]] = {}
+    for index, group in enumerate(names):
+        at.setdefault(group, []).append(index)
+    middle = float(np.median(found))
+    if len(at) < 2:
+        return Median(middle, None, None)
+    members = list(at.values())
+
+    def drawn(times: np.ndarray) -> float:
+        return float(
+            np.median(np.concatenate([np.repeat(found[m], n) for m, n in zip(members, times, strict=True)]))
+        )
+
+    low, high = bootstrap(drawn, len(members))
+    return Median(middle, low, high)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +99,31 @@ def find_pairs(
         raise InputError(f"every pair has a video that cannot be read: {lines[0]}")
     runs = {video.path: video.run for side in sides for video in side}
     return [_with_rate(pair, fps, runs) for pair in pairs], [*lines, *notes]
+
+
+def interpolations(root: Path) -> Callable[[str], Path | None]:
+    """Finds what a folder holds of a clip, by the path of the clip below its own folder, without suffix.
+
+    What only the clip's own name tells, two in the folder may not share: raises InputError when it is asked for.
+    """
+    videos = _side(root, [])
+    by_name = _by_name(videos, root)
+    by_clip: dict[str, list[Path]] = {}
+    for video in videos:
+        by_clip.setdefault(_clip(video), []).append(video.path)
+
+    def find(name: str) -> Path | None:
+        if name in by_name:
+            return by_name[name].path
+        found = by_clip.get(slug(Path(name).name), [])
+        if len(found) > 1:
+            raise InputError(
+                f"`{found[0]}` and `{found[1]}` may both be of the clip `{name}`",
+                hint="give the frames of a clip the clip's own path",
+            )
+        return found[0] if found else None
+
+    return find
 
 
 def _side(root: Path, notes: list[str]) -> list[Described]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from mavcli.recipe.schema import Recipe
 
@@ -31,12 +31,17 @@ def trained_skips(recipe: Recipe) -> tuple[int, ...]:
     return tuple(sorted(met | ({frames - 1} if masks.endpoints else set())))
 
 
-def untrained_skip(skip: int, trained: Collection[int]) -> str | None:
-    """What to say of known frames `skip` apart, where ↑F was trained on those that are `trained` apart."""
-    if skip == 1 or skip in trained:
+def untrained_skip(skips: Iterable[int], trained: Collection[int]) -> str | None:
+    """What to say of known frames that are `skips` apart, where ↑F was trained on those that are `trained` apart."""
+    new = sorted({skip for skip in skips if skip > 1} - set(trained))
+    if not new:
         return None
-    met = f"; it learnt {', '.join(map(str, sorted(trained)))}" if trained else ""
-    return f"↑F was never trained to fill in between frames that are {skip} apart{met}"
+    met = f"; it learnt {_listed(trained)}" if trained else ""
+    return f"↑F was never trained to fill in between frames that are {_listed(new)} apart{met}"
+
+
+def _listed(numbers: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
 def lacking_rate(stage: str, fps: float, frames: int, rates: Sequence[tuple[float, float]]) -> str | None:
@@ -64,7 +69,7 @@ def remarks(recipe: Recipe) -> list[str]:
     if recipe.cascade.decoder.network.temporal == "none":
         return []
     skip = recipe.cascade.interp.frame_skip
-    found = [untrained_skip(skip, trained_skips(recipe))]
+    found = [untrained_skip([skip], trained_skips(recipe))]
     for stage, fps in asked_rates(recipe).items():
         curriculum = recipe.stage(stage).fps
         if not curriculum.low <= fps <= curriculum.high:

@@ -26,7 +26,7 @@ def test_recipe_check_says_when_a_factor_was_never_trained(capsys: pytest.Captur
 
 def test_a_window_holds_two_known_frames(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipe", "check", "pocket", "--set", "cascade.interp.frame_skip=16"]) == 2
-    assert "frame_skip: `16` must be less than `window`, 16" in " ".join(capsys.readouterr().err.split())
+    assert "frame_skip=16: `16` must be less than `window`, 16" in " ".join(capsys.readouterr().err.split())
 
 
 def test_d_t_that_is_asked_for_a_rate_outside_its_curriculum_is_told() -> None:
@@ -39,14 +39,14 @@ def test_which_distances_are_trained() -> None:
     assert trained_skips(load_recipe("karlo").recipe) == tuple(range(2, 16))
     ends = load_recipe("pocket", sets=[f"{at}.masks.interpolate=0", f"{at}.masks.endpoints=1"]).recipe
     assert trained_skips(ends) == (15,)
-    assert untrained_skip(1, ()) is None and untrained_skip(3, (2, 3)) is None
+    assert untrained_skip([1], ()) is None and untrained_skip([3], (2, 3)) is None
 
 
 def test_rates_that_clips_cannot_give() -> None:
     assert asked_rates(load_recipe("karlo").recipe)["decoder_t"] == pytest.approx(4.8)
     short = [(6.0, 30.0)] * 20 + [(40.0, 30.0)]  # the last one gives none
     text = lacking_rate("decoder_t", 4.8, 16, short)
-    assert text is not None and "D^t 4.8 fps, and none of 21 clips give 16 frames at that rate" in text
+    assert text is not None and "D^t 4.8 fps, and none of 21 clips gives 16 frames at that rate" in text
     assert "they give 6 to 30 fps" in text and "clips of 3.12 s without a cut" in text
     one = lacking_rate("decoder_t", 4.8, 16, [*short, (4.8, 30.0)])
     assert one is not None and "and 1 of 22 clips gives" in one
