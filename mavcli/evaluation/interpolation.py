@@ -145,7 +145,7 @@ class Predictions:
     """
 
     def __init__(self, name: str, root: Path, factors: Sequence[int]) -> None:
-        """Raises InputError where there is no folder for any of `factors`, or one names two predictions of a clip."""
+        """Raises InputError where there is no folder for any of `factors`."""
         self.name, self.root = name, root
         places = {skip: root / f"x{skip}" for skip in factors}
         self._found = {skip: interpolations(place) for skip, place in places.items() if place.is_dir()}
