@@ -110,8 +110,8 @@ def interpolation(
         session = _Session(console, chosen, loaded.recipe, videos, found, skips, others, seed)
         for text in session.family.warnings:
             console.warning(text)
-        if (text := session.family.untrained_skip(loaded.recipe, *skips)) is not None:
-            console.warning(text)
+        if (beyond := session.family.untrained_skip(loaded.recipe, *skips)) is not None:
+            console.warning(beyond)
         if chosen.dry_run:
             console.result(
                 f"{counted(len(found), 'clip')}, factors {', '.join(map(str, skips))}, into {folder}"
