@@ -329,6 +329,15 @@ def temporary_path(target: Path, *, suffix: str | None = None) -> Path:
     return target.with_name(f".{stem}.{_own_mark()}-{secrets.token_hex(4)}.tmp{end}")
 
 
+def finished_files(folder: Path, pattern: str, *, nested: bool = False) -> list[Path]:
+    """Files of `folder` (`nested`: of its folders too) that match, in order of their names: none that a writer is still at, or left.
+
+    A temporary file has its target's suffix, which foreign writers go by, so `*.safetensors` alone would find both.
+    """
+    found = folder.rglob(pattern) if nested else folder.glob(pattern)
+    return sorted(path for path in found if not _MARK.fullmatch(path.name))
+
+
 # -- several files ------------------------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -308,3 +310,44 @@ def test_a_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
         == (tmp_path / "b.txt").read_text()
         == "a text of more than seven bytes"
     )
+
+
+@pytest.mark.parametrize("what", ["features", "kept work", "rows", "weights"])
+def test_what_a_killed_writer_left_is_no_entry_of_any_store(what: str, tmp_path: Path) -> None:
+    """It has its target's suffix: features once listed it, and ended in a bug when the sweep took it away."""
+    from mavcli.engine.work import Work
+    from mavcli.evaluation.features import FeatureStore
+    from mavcli.training.kept import KeptRows
+    from mavcli.weights.shelf import shelved
+
+    store: Any = None
+    if what == "features":
+        store = FeatureStore(tmp_path, {"a": 1})
+        folder, suffix = store.folder, ".safetensors"
+    elif what == "kept work":
+        store, folder, suffix = Work(tmp_path), tmp_path, ".safetensors"
+    elif what == "rows":
+        store = KeptRows(tmp_path, {"a": 1}, 4, limit=10**6)
+        folder, suffix = store.folder, ".rows"
+    else:
+        folder, suffix = tmp_path / "mine", ".safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    left = files.temporary_path(folder / f"x{suffix}")
+    left.write_bytes(b"half")
+    assert files.finished_files(folder, f"*{suffix}") == []
+    if what == "features":
+        store.refresh()
+        assert left.exists() and not store._known, (
+            "it is the sweep's to remove, and a living writer's to finish"
+        )
+    elif what == "kept work":
+        assert store.size() == 0
+    elif what == "rows":
+        store.refresh()
+        assert not store._known and left.exists()
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MAV_DATA", str(tmp_path.parent))
+            (tmp_path.parent / "weights").mkdir(exist_ok=True)
+            shutil.copytree(folder, tmp_path.parent / "weights" / "mine")
+            assert shelved("mine") == []

@@ -499,6 +499,7 @@ def named_weights(what: str) -> list[Path]:
     import difflib
 
     from mavcli.errors import WeightsError
+    from mavcli.files import finished_files
     from mavcli.weights.manifest import family, load_manifest, on_disk
     from mavcli.weights.provenance import common_name, weight_files
     from mavcli.weights.shelf import shelved
@@ -507,7 +508,7 @@ def named_weights(what: str) -> list[Path]:
     if path.is_file() or weight_files(path):
         return [path if path.is_file() and common_name(path) == path else common_name(path)]
     if path.is_dir() and what not in load_manifest().families:
-        found = sorted({common_name(file) for file in path.glob("*.safetensors")})
+        found = sorted({common_name(file) for file in finished_files(path, "*.safetensors")})
         if not found:
             raise WeightsError(f"the folder {path} holds no safetensors")
         return found

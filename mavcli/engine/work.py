@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mavcli import stopping
 from mavcli.errors import DiskError
-from mavcli.files import make_folder, write_bytes
+from mavcli.files import finished_files, make_folder, write_bytes
 
 LIMIT = 2_000_000_000
 """Bytes that are kept at most."""
@@ -86,7 +86,7 @@ class Work:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, file), the longest unused first."""
         found = []
-        for path in self.folder.glob("*.safetensors"):
+        for path in finished_files(self.folder, "*.safetensors"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 found.append((stat.st_mtime, stat.st_size, path))

@@ -33,7 +33,7 @@ from mavcli.errors import DiskError, InputError, Interrupted, WeightsError
 from mavcli.evaluation.clips import Folder, FrameChoice, content_sha256, read_frames
 from mavcli.evaluation.fingerprint import package_versions
 from mavcli.evaluation.shards import Shard
-from mavcli.files import make_folder, write_bytes
+from mavcli.files import finished_files, make_folder, write_bytes
 from mavcli.media.frames import Frames
 from mavcli.media.image import read_image
 from mavcli.report import Report
@@ -123,7 +123,7 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """See what other processes have added."""
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in finished_files(self.folder, "*.safetensors"):
             if path.name not in self._known:
                 self._known.add(path.name)
                 self._index(path)

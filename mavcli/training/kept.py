@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mavcli import stopping
 from mavcli.engine.work import content_key
 from mavcli.errors import DiskError
-from mavcli.files import make_folder, write_bytes
+from mavcli.files import finished_files, make_folder, write_bytes
 
 KEY_BYTES, CHECK_BYTES = 16, 8
 AT_ONCE = 8 << 20
@@ -88,7 +88,7 @@ class KeptRows:
         """See what other processes have written."""
         if self.limit == 0:
             return
-        names = {path.name for path in self.folder.glob("*.rows")}
+        names = {path.name for path in finished_files(self.folder, "*.rows")}
         for name in sorted(names - self._known):
             self._index(name)
         self._known = names
@@ -151,7 +151,7 @@ class KeptRows:
         Its own stay: rows are drawn at random, and a folder that forgets the oldest of too many would find none of them.
         """
         files = []
-        for path in self.root.glob("*/*.rows"):
+        for path in finished_files(self.root, "*/*.rows"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 files.append((stat.st_mtime, stat.st_size, path))

@@ -16,6 +16,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mavcli.errors import WeightsError
+from mavcli.files import finished_files
 from mavcli.recipe.share import data_dir, share_dir
 from mavcli.recipe.yaml_tree import parse
 from mavcli.specs import ClipSpec, PriorSpec, Spec, UNetSpec
@@ -201,7 +202,7 @@ def own_families() -> dict[str, list[Path]]:
     if not root.is_dir():
         return {}
     found = {
-        folder.name: sorted({common_name(file) for file in folder.glob("*.safetensors")})
+        folder.name: sorted({common_name(file) for file in finished_files(folder, "*.safetensors")})
         for folder in sorted(root.iterdir())
         if folder.is_dir()
     }
@@ -216,5 +217,9 @@ def unlisted() -> list[Path]:
         for file in entry.files.values()
     }
     listed |= {file for files in own_families().values() for file in files}
-    found = {common_name(file) for root in weight_roots() for file in root.rglob("*.safetensors")}
+    found = {
+        common_name(file)
+        for root in weight_roots()
+        for file in finished_files(root, "*.safetensors", nested=True)
+    }
     return sorted(found - listed)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mavcli.errors import DiskError, UsageError, WeightsError
-from mavcli.files import copy_file, make_folder, remove, together
+from mavcli.files import copy_file, finished_files, make_folder, remove, together
 from mavcli.recipe.schema import STAGES
 from mavcli.weights.manifest import load_manifest, weight_roots
 from mavcli.weights.provenance import (
@@ -61,7 +61,7 @@ def find_weights(source: Path, *, role: str | None = None) -> Path:
         return source
     if not source.is_dir():
         raise WeightsError(f"{source} does not exist")
-    found = sorted({common_name(file) for file in source.glob("*.safetensors")})
+    found = sorted({common_name(file) for file in finished_files(source, "*.safetensors")})
     roles = {path: read_header(path).role for path in found}
     fitting = [path for path in found if role in (None, roles[path])]
     # without weights of the stage itself, those that serve it too
@@ -124,7 +124,7 @@ def shelved(what: str) -> list[Path]:
     folder = weight_roots()[-1] / name
     if not _FAMILY.fullmatch(name) or ".." in name or not folder.is_dir():
         return []
-    files = sorted(folder.glob("*.safetensors"))
+    files = finished_files(folder, "*.safetensors")
     return [file for file in files if not stage or common_name(file).stem == stage]
 
 
