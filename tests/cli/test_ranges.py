@@ -59,7 +59,7 @@ def test_nan_is_in_no_range():
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e-300", "-1", "9" * 400])
 def test_what_is_outside_of_a_range_is_one_line_and_nothing_is_begun(value, capsys):
-    for path, flag, kind, told in random.Random(value).sample(list(numbers()), 12):
+    for path, flag, kind, told in random.Random(value).sample(list(numbers()), 6):
         if value == "1e-300" and kind is float and told.min == 0:
             continue
         # what else the command wants need not be there: the number is looked at first
