@@ -17,7 +17,7 @@ MOST_PARAMETERS = 10**12
 """Of one network: a hundred times the largest that is published for pictures."""
 
 HEAD_WIDTH = 64
-"""Channels of a head of CLIP's image tower."""
+"""Channels of a head of CLIP's image tower, but for ViT-bigG's."""
 
 Width = Annotated[int, Field(ge=1, le=WIDEST)]
 Depth = Annotated[int, Field(ge=1, le=512)]
@@ -57,6 +57,15 @@ class ClipSpec(Spec):
     )
     vision_width: Width = 768
     vision_patch_size: Side | None = Field(16, description="null for a ResNet")
+    vision_head_width: Width = Field(
+        HEAD_WIDTH, description="channels of a head of the image transformer; ViT-bigG's have 104"
+    )
+    vision_mlp_ratio: float = Field(
+        4.0,
+        ge=0.1,
+        le=64,
+        description="width of the image transformer's feed-forward layers over its own; ViT-bigG's is 4.9231",
+    )
     text_context: int = Field(77, ge=4, le=8192, description="tokens a caption is cut or padded to")
     text_width: Width = 512
     text_heads: Heads = 8
@@ -91,9 +100,11 @@ class ClipSpec(Spec):
                 raise ValueError(
                     f"vision_patch_size {self.vision_patch_size} is more than image_size {self.image_size}"
                 )
-            heads = self.vision_width // HEAD_WIDTH
+            heads = self.vision_width // self.vision_head_width
             if not heads or self.vision_width % heads:
-                raise ValueError(f"vision_width {self.vision_width} is no multiple of {HEAD_WIDTH}")
+                raise ValueError(
+                    f"vision_width {self.vision_width} is no multiple of vision_head_width {self.vision_head_width}"
+                )
         elif self.image_size < 32 or self.vision_width % 2:
             raise ValueError("a ResNet needs an image_size of at least 32 and an even vision_width")
         _refuse_giants(self.parameters)
@@ -106,9 +117,8 @@ class ClipSpec(Spec):
             return 0
         depths = (self.vision_layers,) if isinstance(self.vision_layers, int) else self.vision_layers
         words = len(self.vocabulary) if self.vocabulary else 49_408
-        return 12 * (sum(depths) * self.vision_width**2 + self.text_layers * self.text_width**2) + (
-            self.text_width * words
-        )
+        vision = int(4 + 2 * min(self.vision_mlp_ratio, 4.0)) * sum(depths) * self.vision_width**2
+        return vision + 12 * self.text_layers * self.text_width**2 + self.text_width * words
 
 
 class PriorSpec(Spec):

@@ -54,7 +54,26 @@ class Backbones:
             (folder / name / "config.json").write_text(json.dumps(model["config"]))
             weights = self.weights(model["layout"])
             save_file(weights, folder / name / "diffusion_pytorch_model.safetensors")
+        write_schedulers(folder)
         return folder
+
+
+def write_schedulers(folder: Path) -> None:
+    """The three configurations that Karlo's pipeline was published with."""
+    kinds: dict[str, dict[str, Any]] = {
+        "prior": {"variance_type": "fixed_small_log", "prediction_type": "sample", "clip_sample_range": 5.0},
+        "decoder": {"variance_type": "learned_range", "prediction_type": "epsilon", "clip_sample_range": 1.0},
+        "super_res": {
+            "variance_type": "fixed_small_log",
+            "prediction_type": "epsilon",
+            "clip_sample_range": 1.0,
+        },
+    }
+    for name, kind in kinds.items():
+        path = folder / f"{name}_scheduler" / "scheduler_config.json"
+        path.parent.mkdir()
+        told = {"_class_name": "UnCLIPScheduler", "clip_sample": True, "num_train_timesteps": 1000, **kind}
+        path.write_text(json.dumps(told))
 
 
 @lru_cache

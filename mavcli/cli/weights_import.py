@@ -18,7 +18,8 @@ def import_weights(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A checkpoint, a folder of them, or an ID that was pulled (`karlo`)."
+            metavar="SOURCE",
+            help="A checkpoint, a folder of them, or an ID that was pulled (`karlo`, `kandinsky-2-1-prior`).",
         ),
     ],
     layout: Annotated[
@@ -56,6 +57,14 @@ def import_weights(
         Literal["keep", "float32", "bfloat16", "float16"],
         typer.Option("--dtype", help="The type that the tensors are stored in."),
     ] = "keep",
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence",
+            metavar="NAME",
+            help="The licence that the weights come with, where their model card (README.md) states none or another.",
+        ),
+    ] = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -64,15 +73,30 @@ def import_weights(
     """Turn published weights into weights of a family: karlo, adm (guided-diffusion, unconditional), unclip-diffusers.
 
     Every tensor of the source is used, or dropped by name; every tensor of the network is filled; nothing is guessed.
-    Pickles (.pt, .ckpt, .bin) are read without running what they carry. Karlo's family also gets a recipe.yaml.
+    Pickles (.pt, .ckpt, .bin) are read without running what they carry. The licence is what the source states, and is said to be
+    unknown where it states none. An unCLIP's family (Karlo's, Kandinsky's prior) also gets a recipe.yaml.
     """
     from mavcli.weights.importing import plan_import, run_import, write_recipe
+    from mavcli.weights.licences import UNKNOWN
 
     _check_roles(roles or [])
-    path, layout = _source(source, layout)
+    path, layout, published = _source(source, layout)
     folder = out or _own_folder(path if path.is_dir() else path.with_suffix(""))
     with Console(quiet=quiet, json=json) as console:
-        plans = plan_import(path, layout=layout, roles=roles or (), configs=configs or ())
+        plans = plan_import(
+            path,
+            layout=layout,
+            roles=roles or (),
+            configs=configs or (),
+            licence=licence,
+            published=published,
+        )
+        unknown = [plan.name for plan in plans if plan.licence == UNKNOWN]
+        if unknown:
+            console.warning(
+                f"nothing in {path} states the licence of {', '.join(f'`{name}`' for name in unknown)}: it is recorded as "
+                f"unknown, --licence NAME records what you know"
+            )
         if layout in ("karlo", "unclip-diffusers") and not roles and "clip" not in {p.role for p in plans}:
             console.warning(
                 f"{path} has no CLIP with both towers, so the family lacks one: `mav weights pull clip-vit-l-14`, then "
@@ -119,7 +143,12 @@ def import_weights(
             console.message(f"{entry['what']}: {entry['network']}, {size(bytes_)}, {entry['licence']}")
         if recipe is not None:
             console.result(recipe)
-            console.message(f"next: mav generate PROMPT --still --recipe {recipe}")
+            drawn = any(plan.role == "decoder" for plan in plans) or (folder / "decoder.safetensors").exists()
+            console.message(
+                f"next: mav generate PROMPT --still --recipe {recipe}"
+                if drawn
+                else "next: mav recipe cp open-words mine.yaml, whose D is trained on pictures without captions"
+            )
         console.result_object(
             {"out": str(folder), "weights": told, "recipe": None if recipe is None else str(recipe)}
         )
@@ -148,15 +177,16 @@ def _check_roles(roles: list[str]) -> None:
             raise UsageError(f"there is no stage `{role}`; the stages are {', '.join(STAGES)}")
 
 
-def _source(source: str, layout: Any) -> tuple[Path, Any]:
-    """The file or folder of SOURCE, which may be the ID of published weights, and its layout."""
+def _source(source: str, layout: Any) -> tuple[Path, Any, str | None]:
+    """The file or folder of SOURCE, which may be the ID of published weights, its layout, and an ID's licence."""
     from mavcli.errors import UsageError, WeightsError
     from mavcli.weights.fetch import published_dir
     from mavcli.weights.manifest import load_manifest
 
-    path = Path(source).expanduser()
+    path, licence = Path(source).expanduser(), None
     if not path.exists() and source in (known := load_manifest().published):
         path, layout = published_dir(source), layout or known[source].importer
+        licence = known[source].licence
         if not path.is_dir():
             raise WeightsError(
                 f"the published weights `{source}` are not on this disk", hint=f"mav weights pull {source}"
@@ -166,7 +196,7 @@ def _source(source: str, layout: Any) -> tuple[Path, Any]:
             "nothing says whose layout it is",
             hint="--as karlo|adm|unclip-diffusers names the code that wrote it",
         )
-    return path, layout
+    return path, layout, licence
 
 
 def _own_folder(source: Path) -> Path:

@@ -151,9 +151,13 @@ class Clip(ClipReader):
 
 def _config(spec: ClipSpec, vocabulary: int) -> dict[str, Any]:
     layers = spec.vision_layers if isinstance(spec.vision_layers, int) else list(spec.vision_layers)
-    vision = {"image_size": spec.image_size, "layers": layers, "width": spec.vision_width}
+    vision: dict[str, Any] = {"image_size": spec.image_size, "layers": layers, "width": spec.vision_width}
     if spec.vision_patch_size is not None:
-        vision["patch_size"] = spec.vision_patch_size
+        vision |= {
+            "patch_size": spec.vision_patch_size,
+            "head_width": spec.vision_head_width,
+            "mlp_ratio": spec.vision_mlp_ratio,
+        }
     text = {
         "context_length": spec.text_context,
         "vocab_size": vocabulary,

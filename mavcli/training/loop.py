@@ -434,6 +434,8 @@ class _Run:
         schedule = self.trainer.task.schedule
         failure: DiskError | WeightsError | None = None
         if self.group.first:
+            # What a network was started from goes on in it, and so does its licence; frozen towers do not.
+            inherited = [p.licence for p in self.parents if p.role in (self.stage.name, *self.stage.parents)]
             header = WeightsHeader(
                 role=self.stage.name,
                 spec=self.stage.network(self.recipe),
@@ -445,6 +447,8 @@ class _Run:
                 source=f"mav train-stage {self.stage.name} {self.loaded.path.name}",
                 met=self.met,
             )
+            if inherited and inherited[0]:
+                header = header.model_copy(update={"licence": inherited[0]})
             try:
                 save_weights(trained_path(self.recipe, self.stage.name), tensors, header)
             except (DiskError, WeightsError) as error:

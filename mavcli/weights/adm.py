@@ -18,9 +18,9 @@ from typing import Any, Literal
 from mavcli.errors import UsageError, WeightsError
 from mavcli.specs import SamplerSpec, ScheduleSpec, UNetSpec
 from mavcli.weights.keymap import Conversion, Entry, KeyTable, PerHead, Same, Shapes
+from mavcli.weights.licences import UNKNOWN
 from mavcli.weights.source import CHECKPOINTS, Checkpoint, Plan, shapes_of
 
-LICENCE = "MIT"
 SAMPLER = SamplerSpec(name="ddpm", steps=250)
 LINEAR = ScheduleSpec(name="linear", variance="learned_range")
 COSINE = ScheduleSpec(name="cosine", variance="learned_range")
@@ -103,7 +103,7 @@ def _plan(path: Path, flags: Mapping[str, Any] | None) -> Plan:
         spec=spec,
         table=adm_table(spec, legacy=hidden.legacy),
         tensors=checkpoint,
-        licence=LICENCE,
+        licence=UNKNOWN,
         schedule=hidden.schedule,
         sampler=SAMPLER,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mavcli.errors import DiskError, WeightsError
 from mavcli.files import make_folder, write_text
 from mavcli.report import Report, Silent
-from mavcli.specs import PriorSpec, ScheduleSpec, UNetSpec
+from mavcli.specs import PriorSpec, SamplerSpec, ScheduleSpec, UNetSpec
 from mavcli.weights.keymap import KeyTable
 from mavcli.weights.provenance import (
     StoredWeights,
@@ -197,7 +197,7 @@ def _write_network(out: Path, folder: str, source: Path, header: WeightsHeader) 
     if header.schedule is not None:
         name = {"prior": "prior", "decoder": "decoder"}.get(folder, "super_res") + "_scheduler"
         path = out / name / "scheduler_config.json"
-        written.append(_write_json(path, scheduler_config(header.schedule)))
+        written.append(_write_json(path, scheduler_config(header.schedule, header.sampler)))
     return written
 
 
@@ -294,8 +294,11 @@ def _unet_config(spec: UNetSpec, name: str) -> dict[str, Any]:
     }
 
 
-def scheduler_config(schedule: ScheduleSpec) -> dict[str, Any]:
-    """A UnCLIPScheduler's configuration; raises WeightsError for a process that it does not know."""
+def scheduler_config(schedule: ScheduleSpec, sampler: SamplerSpec | None = None) -> dict[str, Any]:
+    """A UnCLIPScheduler's configuration; raises WeightsError for a process that it does not know.
+
+    The clamp of x0 is that of `sampler`, which imported weights keep, else Karlo's.
+    """
     if schedule.name != "cosine" or schedule.prediction == "v" or schedule.variance == "fixed_large":
         raise WeightsError(
             f"a UnCLIPScheduler has no {schedule.name} process with prediction `{schedule.prediction}` and variance "
@@ -303,13 +306,14 @@ def scheduler_config(schedule: ScheduleSpec) -> dict[str, Any]:
             hint="--to single-file",
         )
     sample = schedule.prediction == "x0"
+    clamp = sampler.clip_x0 if sampler is not None else 5.0 if sample else 1.0
     return {
         "_class_name": "UnCLIPScheduler",
         "_diffusers_version": _VERSION,
         "num_train_timesteps": schedule.timesteps,
         "variance_type": "learned_range" if schedule.variance == "learned_range" else "fixed_small_log",
-        "clip_sample": True,
-        "clip_sample_range": 5.0 if sample else 1.0,
+        "clip_sample": clamp is not None,
+        **({} if clamp is None else {"clip_sample_range": clamp}),
         "prediction_type": "sample" if sample else "epsilon",
     }
 

@@ -7,6 +7,7 @@ recipe, with the schedules and samplers that its networks were published with.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from mavcli.errors import DiskError, UsageError, WeightsError
+from mavcli.errors import DiskError, UsageError, WeightsError, one_line
 from mavcli.files import is_sealed, sealed, sweep, write_text
 from mavcli.recipe.load import load_recipe
 from mavcli.report import Report, Silent
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
 from mavcli.weights import adm, karlo, unclip
+from mavcli.weights.licences import UNKNOWN, stated_licence
 from mavcli.weights.provenance import (
     SourceFile,
     WeightsHeader,
@@ -56,13 +58,20 @@ class Imported:
 
 
 def plan_import(
-    source: Path, *, layout: Layout, roles: Sequence[str] = (), configs: Sequence[Path] = ()
+    source: Path,
+    *,
+    layout: Layout,
+    roles: Sequence[str] = (),
+    configs: Sequence[Path] = (),
+    licence: str | None = None,
+    published: str | None = None,
 ) -> list[Plan]:
     """What importing `source` (a file or a folder) would write; every key table is checked, no tensor is converted.
 
     `roles` chooses networks of a folder, or says what a single network is to be. `configs` are the source's own
-    configurations (YAML or JSON), or folders of them; those in `source` and its `configs/` are found. Raises WeightsError
-    where the source is not what `layout` says, UsageError where a configuration is of another network.
+    configurations (YAML or JSON), or folders of them; those in `source` and its `configs/` are found. `licence` is what the
+    caller says of all that is imported. Without, it is Karlo's and OpenAI's for their own releases; else what the model card
+    in `source` states, else `published`, the manifest's word for an ID; else UNKNOWN. Raises WeightsError where the source is not what `layout` says, UsageError where a configuration is of another network.
     """
     source = source.expanduser()
     if not source.exists():
@@ -73,9 +82,17 @@ def plan_import(
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{source}: its configuration cannot be used: {_line(error)}") from error
     plans = _chosen(plans, roles, source)
+    stated = stated_licence(source) if source.is_dir() else None
+    plans = [_licensed(plan, licence, stated or published) for plan in plans]
     for plan in plans:
         plan.table.check(plan.found, shapes_of(plan.spec), source=str(source), what=plan.what)
     return plans
+
+
+def _licensed(plan: Plan, licence: str | None, stated: str | None) -> Plan:
+    if licence is None:
+        licence = stated if plan.licence == UNKNOWN and stated is not None else plan.licence
+    return dataclasses.replace(plan, licence=one_line(licence, limit=200))
 
 
 def _plans(source: Path, layout: Layout, roles: Sequence[str], configs: Sequence[Path]) -> list[Plan]:
@@ -129,6 +146,7 @@ def run_import(
             role=plan.role,
             spec=plan.spec,
             schedule=plan.schedule,
+            sampler=plan.sampler,
             licence=plan.licence,
             source=(command or f"mav weights import --as {layout}")
             + (f" --dtype {dtype}" if dtype != "keep" else ""),
@@ -178,7 +196,7 @@ def count(plan: Plan) -> int:
 
 
 def write_recipe(out: Path, plans: Sequence[Plan], *, name: str, force: bool = False) -> Path | None:
-    """`out`/recipe.yaml for a family of Karlo's networks, with their schedules and published samplers.
+    """`out`/recipe.yaml for networks of an unCLIP, with their schedules and published samplers.
 
     None where somebody wrote or changed the one that is there, which stays unless `force`. What mav's own says already of
     networks that are not in `plans` stays. Decoder and super-resolution are given temporal
@@ -192,7 +210,7 @@ def write_recipe(out: Path, plans: Sequence[Plan], *, name: str, force: bool = F
     else:
         recipe = {
             "name": name,
-            "description": "imported; the decoder draws pictures until its temporal layers are trained",
+            "description": _description(plans),
             "weights": {"dir": "./"},
             "cascade": {"sr_l": {"kind": "none"}, "sr_h": {"kind": "none"}},
         }
@@ -211,11 +229,21 @@ def write_recipe(out: Path, plans: Sequence[Plan], *, name: str, force: bool = F
             assert isinstance(plan.spec, UNetSpec)
             part["network"] |= {"temporal": "p3d"}
             part |= {"size": plan.spec.image_size, "enlarge": "bicubic-antialias"}
-    about = f"# Written by `mav weights import`. `mav inflate {out}/decoder.safetensors --out {out}` adds the temporal layers.\n"
-    text = sealed(about + yaml.safe_dump(recipe, sort_keys=False, width=110), comment="# {}")
+    about = "# Written by `mav weights import`."
+    if "decoder" in cascade:
+        about += f" `mav inflate {out}/decoder.safetensors --out {out}` adds the temporal layers."
+    else:
+        about += " It has no D: `mav recipe cp open-words mine.yaml` has one to train."
+    text = sealed(f"{about}\n" + yaml.safe_dump(recipe, sort_keys=False, width=110), comment="# {}")
     write_text(path, text, overwrite=True)
     load_recipe(path)
     return path
+
+
+def _description(plans: Sequence[Plan]) -> str:
+    if any(plan.role == "decoder" for plan in plans):
+        return "imported; the decoder draws pictures until its temporal layers are trained"
+    return f"imported: {', '.join(plan.role for plan in plans)}"
 
 
 def _part(plan: Plan) -> dict[str, Any]:

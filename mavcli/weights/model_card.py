@@ -18,13 +18,9 @@ from mavcli.recipe.load import as_yaml
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import UNetSpec
 from mavcli.weights.export import Exported
+from mavcli.weights.licences import HUB, UNKNOWN
 from mavcli.weights.provenance import WeightsHeader, read_index
 
-_HUB_LICENCES = {
-    "Apache-2.0": "apache-2.0",
-    "MIT": "mit",
-    "CreativeML Open RAIL-M": "creativeml-openrail-m",
-}
 _TITLES = {
     "clip": "C_x and C_y, CLIP's towers", "prior": "P, text to a CLIP image embedding", "decoder": "D, a picture",
     "decoder_t": "D^t, 16 key frames", "interp": "↑F, frames between key frames", "sr_l": "SR_l, frame by frame",
@@ -76,6 +72,9 @@ def write_card(
         for name, told in (("the recipe", recipe), ("the training data", data), ("metrics", metrics))
         if told is None
     ]
+    missing += [
+        f"the licence of {name}" for name, (header, _) in done.networks.items() if header.licence == UNKNOWN
+    ]
     lines = [
         *_front_matter(done, layout),
         f"# {_title(out, recipe)}",
@@ -104,7 +103,7 @@ def _headers(done: Exported) -> list[WeightsHeader]:
 
 def _front_matter(done: Exported, layout: str) -> list[str]:
     licences = list(dict.fromkeys(header.licence for header in _headers(done)))
-    one = _HUB_LICENCES.get(licences[0]) if len(licences) == 1 else None
+    one = HUB.get(licences[0]) if len(licences) == 1 else None
     return [
         "---",
         f"license: {one or 'other'}",

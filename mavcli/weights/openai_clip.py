@@ -1,6 +1,7 @@
-"""OpenAI's CLIP (arXiv 2103.00020), in the layout of its own releases and in that of `transformers`.
+"""CLIP (arXiv 2103.00020), in the layout of OpenAI's releases and in that of `transformers`, which has LAION's too.
 
-open_clip's towers, which ours are, keep OpenAI's names. All of these networks were trained with QuickGELU.
+open_clip's towers, which ours are, keep OpenAI's names. OpenAI's networks were trained with QuickGELU, LAION's (ViT-bigG-14)
+with GELU; in the layout of `transformers` only its configuration tells the two apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from mavcli.errors import WeightsError
 from mavcli.specs import ClipSpec
 from mavcli.weights.keymap import Constant, Conversion, Entry, KeyTable, Same, Shapes, Stacked, Transposed
+from mavcli.weights.licences import UNKNOWN
 from mavcli.weights.source import Checkpoint, Plan, shapes_of
 
 LICENCE = "MIT"
@@ -32,23 +34,30 @@ def openai_plan(*paths: Path) -> Plan:
         for tower in ("", "visual."):
             dropped[f"{tower}transformer.resblocks.{layer}.attn_mask"] = "the causal mask, made here"
     table = KeyTable(tuple(entries), dropped)
-    return _plan(spec, table, checkpoint)
+    return _plan(spec, table, checkpoint, LICENCE)
 
 
-def transformers_plan(*paths: Path, text_heads: int | None = None) -> Plan:
-    """Both towers from `text_encoder` and `image_encoder` of a diffusers folder, or from one CLIPModel."""
+def transformers_plan(
+    *paths: Path, text_heads: int | None = None, vision_heads: int | None = None, quick_gelu: bool = True
+) -> Plan:
+    """Both towers from `text_encoder` and `image_encoder` of a diffusers folder, or from one CLIPModel.
+
+    Heads and activation stand in their configurations; without, they are OpenAI's (heads of 64, QuickGELU).
+    """
     checkpoint = Checkpoint(*paths)
     shapes = checkpoint.shapes
-    spec = _spec_of_transformers(shapes, str(paths[0]), text_heads)
+    spec = _spec_of_transformers(
+        shapes, str(paths[0]), text_heads=text_heads, vision_heads=vision_heads, quick_gelu=quick_gelu
+    )
     entries = [*_transformers_entries(spec, with_scale="logit_scale" in shapes)]
     dropped = {
         f"{tower}_model.embeddings.position_ids": "0, 1, 2, ..., not a weight" for tower in ("text", "vision")
     }
-    return _plan(spec, KeyTable(tuple(entries), dropped), checkpoint)
+    return _plan(spec, KeyTable(tuple(entries), dropped), checkpoint, UNKNOWN)
 
 
-def _plan(spec: ClipSpec, table: KeyTable, checkpoint: Checkpoint) -> Plan:
-    return Plan("clip", "clip", "both towers of CLIP", spec, table, checkpoint, LICENCE)
+def _plan(spec: ClipSpec, table: KeyTable, checkpoint: Checkpoint, licence: str) -> Plan:
+    return Plan("clip", "clip", "both towers of CLIP", spec, table, checkpoint, licence)
 
 
 def _spec_of_openai(shapes: Shapes, source: str) -> ClipSpec:
@@ -61,7 +70,7 @@ def _spec_of_openai(shapes: Shapes, source: str) -> ClipSpec:
             context=shapes["positional_embedding"][0],
             vision_layers=_count(shapes, "visual.transformer.resblocks.", 3),
             text_layers=_count(shapes, "transformer.resblocks.", 2),
-            text_heads=None,
+            feed_forward=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
         )
     except (KeyError, ValueError) as error:
         raise WeightsError(
@@ -69,7 +78,9 @@ def _spec_of_openai(shapes: Shapes, source: str) -> ClipSpec:
         ) from error
 
 
-def _spec_of_transformers(shapes: Shapes, source: str, text_heads: int | None) -> ClipSpec:
+def _spec_of_transformers(
+    shapes: Shapes, source: str, *, text_heads: int | None, vision_heads: int | None, quick_gelu: bool
+) -> ClipSpec:
     try:
         return _spec(
             embed=shapes["text_projection.weight"][0],
@@ -79,7 +90,10 @@ def _spec_of_transformers(shapes: Shapes, source: str, text_heads: int | None) -
             context=shapes["text_model.embeddings.position_embedding.weight"][0],
             vision_layers=_count(shapes, "vision_model.encoder.layers.", 3),
             text_layers=_count(shapes, "text_model.encoder.layers.", 3),
+            feed_forward=shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
             text_heads=text_heads,
+            vision_heads=vision_heads,
+            quick_gelu=quick_gelu,
         )
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{source} holds no CLIP in the layout of transformers ({error})") from error
@@ -94,23 +108,37 @@ def _spec(
     context: int,
     vision_layers: int,
     text_layers: int,
-    text_heads: int | None,
+    feed_forward: int,
+    text_heads: int | None = None,
+    vision_heads: int | None = None,
+    quick_gelu: bool = True,
 ) -> ClipSpec:
     if tokens[0] != VOCABULARY:
         raise ValueError(f"a vocabulary of {tokens[0]} tokens, CLIP's has {VOCABULARY}")
+    width = patch[0]
+    if vision_heads is not None and (vision_heads < 1 or width % vision_heads):
+        raise ValueError(f"{vision_heads} heads in a width of {width}")
     return ClipSpec(
         embed_dim=embed,
         image_size=patch[-1] * math.isqrt(positions - 1),
         vision_layers=vision_layers,
-        vision_width=patch[0],
+        vision_width=width,
         vision_patch_size=patch[-1],
+        vision_head_width=64 if vision_heads is None else width // vision_heads,
+        vision_mlp_ratio=_ratio(feed_forward, width),
         text_context=context,
         text_width=tokens[1],
         text_heads=text_heads or max(1, tokens[1] // 64),
         text_layers=text_layers,
-        quick_gelu=True,
+        quick_gelu=quick_gelu,
         unit_norm=False,
     )
+
+
+def _ratio(feed_forward: int, width: int) -> float:
+    """`feed_forward` / `width`, to four places as open_clip writes it where its rounding down gives `feed_forward` again."""
+    ratio = round(feed_forward / width, 4)
+    return ratio if int(width * ratio) == feed_forward else (feed_forward + 0.5) / width
 
 
 def _count(shapes: Shapes, prefix: str, place: int) -> int:

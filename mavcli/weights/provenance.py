@@ -22,7 +22,16 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from mavcli.errors import DiskError, MavError, WeightsError, one_line
 from mavcli.files import make_folder, remove, together, whole_file
 from mavcli.recipe.schema import STAGES
-from mavcli.specs import ClassifierSpec, ClipSpec, MotionJudgeSpec, PriorSpec, ScheduleSpec, Spec, UNetSpec
+from mavcli.specs import (
+    ClassifierSpec,
+    ClipSpec,
+    MotionJudgeSpec,
+    PriorSpec,
+    SamplerSpec,
+    ScheduleSpec,
+    Spec,
+    UNetSpec,
+)
 from mavcli.weights.reading import Reading, TensorFile, changed, record, recorded
 from mavcli.weights.safety import TensorInfo, check_name, read_safetensors_index
 
@@ -45,12 +54,13 @@ Line = Annotated[str, AfterValidator(one_line)]
 
 
 class Parent(Spec):
-    """Weights that these were started from."""
+    """Weights that these were started from, or that were frozen beside them. `licence` is empty where it was not recorded."""
 
     role: Line
     content_sha256: Line
     step: int = Field(0, ge=0)
     source: Line = ""
+    licence: Line = ""
 
 
 class SourceFile(Spec):
@@ -94,6 +104,9 @@ class WeightsHeader(Spec):
     role: str
     spec: ClipSpec | PriorSpec | UNetSpec | ClassifierSpec | MotionJudgeSpec
     schedule: ScheduleSpec | None = None
+    sampler: SamplerSpec | None = Field(
+        None, description="how their publisher samples them; of imported weights alone"
+    )
     recipe_sha256: Line = Field("", description="of the resolved recipe that trained them")
     step: int = Field(0, ge=0)
     samples_seen: int = Field(0, ge=0)
@@ -128,7 +141,13 @@ class WeightsHeader(Spec):
         return self
 
     def as_parent(self) -> Parent:
-        return Parent(role=self.role, content_sha256=self.content_sha256, step=self.step, source=self.source)
+        return Parent(
+            role=self.role,
+            content_sha256=self.content_sha256,
+            step=self.step,
+            source=self.source,
+            licence=self.licence,
+        )
 
 
 _RETIRED = {"num_classes": None, "text_layers": 16, "text_heads": 8, "text_vocabulary": 50257}

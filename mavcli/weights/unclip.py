@@ -1,4 +1,7 @@
-"""unCLIP in the folders of diffusers (`kakaobrain/karlo-v1-alpha`, also `...-image-variations`).
+"""unCLIP in the folders of diffusers: Karlo's whole pipelines (`kakaobrain/karlo-v1-alpha`, also `...-image-variations`), and
+Kandinsky's priors (`kandinsky-community/kandinsky-2-1-prior`, `...-2-2-prior`), which are P and both towers of CLIP.
+
+Whose a network is its tensors do not say, so neither do the plans: the licence is what the folder states (`licences`).
 
 `text_proj` and `decoder` are one network of ours. diffusers keeps q, k and v apart, and calls every layer by its place
 in a list of blocks; which layer that is follows from the network's shape alone.
@@ -8,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mavcli.errors import UsageError, WeightsError
 from mavcli.specs import PriorSpec, ScheduleSpec, UNetSpec
-from mavcli.weights.karlo import DECODER_SAMPLER, LICENCE, PRIOR_SAMPLER, SR_SAMPLER
+from mavcli.weights.karlo import DECODER_SAMPLER, PRIOR_SAMPLER, SR_SAMPLER
 from mavcli.weights.keymap import Conversion, Entry, KeyTable, LeadingOne, Same, Stacked
+from mavcli.weights.licences import UNKNOWN
 from mavcli.weights.openai_clip import transformers_plan
 from mavcli.weights.source import CHECKPOINTS, Checkpoint, Plan, read_config, shapes_of
 
@@ -33,6 +37,8 @@ _UNET = {
     "addition_embed_type": None, "cross_attention_norm": None, "num_attention_heads": None,
     "class_embeddings_concat": False, "mid_block_only_cross_attention": None, "attention_type": "default",
 }  # fmt: skip
+_TOWER = {"layer_norm_eps": 1e-5}
+_QUICK = {"quick_gelu": True, "gelu": False}  # OpenAI's towers, and those that open_clip trained
 _PRIOR = {
     "additional_embeddings": 4, "time_embed_act_fn": "silu", "norm_in_type": None, "dropout": 0.0,
     "embedding_proj_norm_type": None, "encoder_hid_proj_type": "linear", "added_emb_type": "prd",
@@ -78,11 +84,27 @@ def _clip(source: Path, *, asked: bool) -> list[Plan]:
             f"{source} has no `{missing[0]}`, and CLIP needs both of its towers",
             hint="the pipeline karlo-v1-alpha-image-variations has it; or ViT-L-14.pt, --as karlo --role clip",
         )
-    text = _read(folders[0])
-    heads = text.get("num_attention_heads")
-    _refuse({"hidden_act": "quick_gelu"}, text, folders[0])
-    _refuse({"hidden_act": "quick_gelu"}, _read(folders[1]), folders[1])
-    return [transformers_plan(*(_weights(folder) for folder in folders), text_heads=heads)]
+    text, vision = (_read(folder) for folder in folders)
+    for config, folder in zip((text, vision), folders, strict=True):
+        _refuse(_TOWER, config, folder)
+        activation = config.get("hidden_act", "quick_gelu")  # transformers' own default
+        if activation not in _QUICK:
+            raise UsageError(
+                f"{folder}/config.json: `hidden_act` is {activation!r}, only {' and '.join(map(repr, _QUICK))} are supported"
+            )
+    first, second = (config.get("hidden_act", "quick_gelu") for config in (text, vision))
+    if first != second:
+        raise UsageError(
+            f"{source}: `hidden_act` is {first!r} in text_encoder and {second!r} in image_encoder, CLIP's towers share one"
+        )
+    return [
+        transformers_plan(
+            *(_weights(folder) for folder in folders),
+            text_heads=text.get("num_attention_heads"),
+            vision_heads=vision.get("num_attention_heads"),
+            quick_gelu=_QUICK[first],
+        )
+    ]
 
 
 def _prior(source: Path) -> Plan:
@@ -105,7 +127,10 @@ def _prior(source: Path) -> Plan:
         num_heads=heads,
         null_text="empty",
     )
-    schedule, clip = _schedule(source / "prior_scheduler", "x0")
+    # Karlo's pipeline has three schedulers, Kandinsky's prior is a pipeline of its own with one.
+    karlo = (source / "prior_scheduler").is_dir() or (source / "decoder").is_dir()
+    place = source / ("prior_scheduler" if karlo else "scheduler")
+    schedule, clip = _schedule(place)
     return Plan(
         role="prior",
         name="prior",
@@ -113,7 +138,7 @@ def _prior(source: Path) -> Plan:
         spec=spec,
         table=prior_table(spec),
         tensors=checkpoint,
-        licence=LICENCE,
+        licence=UNKNOWN,
         schedule=schedule,
         sampler=PRIOR_SAMPLER.model_copy(update={"clip_x0": clip}),
     )
@@ -145,7 +170,7 @@ def _decoder(source: Path) -> Plan:
         text_dim=clip_dim,
         text_context=context,
     )
-    schedule, clip = _schedule(source / "decoder_scheduler", "epsilon", learned=spec.out_channels == 6)
+    schedule, clip = _schedule(source / "decoder_scheduler", learned=spec.out_channels == 6)
     return Plan(
         role="decoder",
         name="decoder",
@@ -153,7 +178,7 @@ def _decoder(source: Path) -> Plan:
         spec=spec,
         table=unet_table(spec),
         tensors=checkpoint,
-        licence=LICENCE,
+        licence=UNKNOWN,
         schedule=schedule,
         sampler=DECODER_SAMPLER.model_copy(update={"clip_x0": clip}),
     )
@@ -165,7 +190,7 @@ def _super(source: Path, place: str, name: str) -> Plan:
     _refuse({**_UNET, "class_embed_type": None, "add_attention": False}, config, folder)
     fields = _unet_fields(config, folder, attention=False)
     spec = UNetSpec(**fields)
-    schedule, clip = _schedule(source / "super_res_scheduler", "epsilon")
+    schedule, clip = _schedule(source / "super_res_scheduler")
     return Plan(
         role="sr_l",
         name=name,
@@ -173,7 +198,7 @@ def _super(source: Path, place: str, name: str) -> Plan:
         spec=spec,
         table=unet_table(spec),
         tensors=Checkpoint(_weights(folder)),
-        licence=LICENCE,
+        licence=UNKNOWN,
         schedule=schedule,
         sampler=SR_SAMPLER.model_copy(update={"clip_x0": clip}),
     )
@@ -215,20 +240,28 @@ def _unet_fields(config: Mapping[str, Any], folder: Path, *, attention: bool) ->
     }
 
 
-def _schedule(
-    folder: Path, prediction: Literal["epsilon", "x0"], *, learned: bool = False
-) -> tuple[ScheduleSpec, float | None]:
-    """The process of a UnCLIPScheduler's configuration (its own defaults without one) and the clamp of x0."""
+def _schedule(folder: Path, *, learned: bool = False) -> tuple[ScheduleSpec, float | None]:
+    """The process of a UnCLIPScheduler's configuration and the clamp of x0. What it leaves out is that class's own default.
+
+    Raises WeightsError without one: how far x0 is clamped stands nowhere else, and publishers differ (Karlo 5, Kandinsky 10).
+    """
     path = folder / "scheduler_config.json"
-    config = read_config(path) if path.is_file() else {}
-    variance = config.get("variance_type", "learned_range" if learned else "fixed_small_log")
-    said = config.get("prediction_type", "sample" if prediction == "x0" else "epsilon")
+    if not path.is_file():
+        raise WeightsError(
+            f"{path} is missing: what its network predicts and how far x0 is clamped stand there alone",
+            hint="fetch it from where the weights come from; `mav weights pull` gets it too",
+        )
+    config = read_config(path)
+    variance = config.get("variance_type", "fixed_small_log")
+    said = config.get("prediction_type", "epsilon")
     name = config.get("_class_name", "UnCLIPScheduler")
+    betas = config.get("beta_schedule", "squaredcos_cap_v2")
     wanted = "learned_range" if learned else "fixed_small_log"
-    if name != "UnCLIPScheduler" or variance != wanted or said not in ("sample", "epsilon"):
+    known = name == "UnCLIPScheduler" and variance == wanted and betas == "squaredcos_cap_v2"
+    if not known or said not in ("sample", "epsilon"):
         raise UsageError(
-            f"{path}: a {name} with variance `{variance}` that predicts `{said}` is not known here, an "
-            f"UnCLIPScheduler with `{wanted}` is"
+            f"{path}: a {name} of `{betas}` with variance `{variance}` that predicts `{said}` is not known here, an "
+            f"UnCLIPScheduler of `squaredcos_cap_v2` with `{wanted}` is"
         )
     spec = ScheduleSpec(
         name="cosine",
@@ -236,8 +269,7 @@ def _schedule(
         prediction="x0" if said == "sample" else "epsilon",
         variance="learned_range" if learned else "fixed_small",
     )
-    default = 5.0 if prediction == "x0" else 1.0
-    clip = float(config.get("clip_sample_range", default)) if config.get("clip_sample", True) else None
+    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None
     return spec, clip
 
 

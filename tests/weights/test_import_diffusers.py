@@ -293,7 +293,8 @@ def test_going_back_gives_files_that_diffusers_saved(theirs: dict[str, Any], our
         ("prior", "additional_embeddings", 3, "`additional_embeddings` is 3, only 4 is supported"),
         ("prior", "time_embed_dim", 7, "`time_embed_dim` is 7, only 32 is supported"),
         ("text_proj", "cross_attention_dim", 8, "`cross_attention_dim` is 8, the decoder's is 24"),
-        ("decoder_scheduler", "_class_name", "DDIMScheduler", "a DDIMScheduler with variance"),
+        ("decoder_scheduler", "_class_name", "DDIMScheduler", "a DDIMScheduler of `squaredcos_cap_v2`"),
+        ("prior_scheduler", "beta_schedule", "linear", "an? UnCLIPScheduler of `linear` with variance"),
         ("super_res_first", "add_attention", True, "`add_attention` is True, only False is supported"),
     ],
 )
@@ -321,6 +322,7 @@ def test_a_decoder_needs_its_text_projection(folder: Path, tmp_path: Path) -> No
 def test_a_text_tower_alone_is_no_clip(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text_encoder").mkdir()
     (tmp_path / "prior").symlink_to(folder / "prior")
+    (tmp_path / "prior_scheduler").symlink_to(folder / "prior_scheduler")
     with pytest.raises(WeightsError, match="no `image_encoder`, and CLIP needs both of its towers"):
         plan_import(tmp_path, layout="unclip-diffusers", roles=["clip"])
     (plan,) = plan_import(tmp_path, layout="unclip-diffusers")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import Backbones, backbones
+from backbones import Backbones, backbones, write_schedulers
 from torch import Tensor
 
 from mavcli.errors import UsageError, WeightsError
@@ -108,6 +108,7 @@ def test_the_published_karlo_of_diffusers_maps_to_the_parameter(
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(model["config"]))
         (tmp_path / name / "diffusion_pytorch_model.safetensors").touch()
+    write_schedulers(tmp_path)
     plans = {plan.name: plan for plan in unclip.plans(tmp_path, roles=())}
     wanted = {name: model["total_parameters"] for name, model in models.items()}
     assert_maps(plans["prior"], wanted["prior"])
