@@ -49,11 +49,15 @@ def transformers_plan(
     spec = _spec_of_transformers(
         shapes, str(paths[0]), text_heads=text_heads, vision_heads=vision_heads, quick_gelu=quick_gelu
     )
-    entries = [*_transformers_entries(spec, with_scale="logit_scale" in shapes)]
+    return _plan(spec, transformers_table(spec, with_scale="logit_scale" in shapes), checkpoint, UNKNOWN)
+
+
+def transformers_table(spec: ClipSpec, *, with_scale: bool) -> KeyTable:
+    """Our towers and a CLIPModel of transformers, or `with_scale` false its two towers with their projections."""
     dropped = {
         f"{tower}_model.embeddings.position_ids": "0, 1, 2, ..., not a weight" for tower in ("text", "vision")
     }
-    return _plan(spec, KeyTable(tuple(entries), dropped), checkpoint, UNKNOWN)
+    return KeyTable(tuple(_transformers_entries(spec, with_scale=with_scale)), dropped)
 
 
 def _plan(spec: ClipSpec, table: KeyTable, checkpoint: Checkpoint, licence: str) -> Plan:
