@@ -66,6 +66,7 @@ def estimate(
     from mavcli.recipe.resolve import probe_machine
     from mavcli.recipe.schema import STAGES
     from mavcli.training.stages import get_stage, has_stage
+    from mavcli.weights.locate import is_imported
 
     if stage is not None:
         get_stage(stage)  # before a `--set` that would name it
@@ -83,7 +84,8 @@ def estimate(
             memory=None if memory is None else round(memory * GIB),
             rate=None if tflops is None else tflops * 1e12,
         )
-        names = [stage] if stage else [name for name in STAGES if has_stage(loaded.recipe, name)]
+        trained = [n for n in STAGES if has_stage(loaded.recipe, n) and not is_imported(loaded.recipe, n)]
+        names = [stage] if stage else trained
         found = []
         console.stage("estimating", len(names))
         for name in names:

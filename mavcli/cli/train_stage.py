@@ -113,7 +113,7 @@ def train_stage(
         if dry_run:
             from mavcli.cli.recipe import describe
             from mavcli.training.start import check_stage, start_path
-            from mavcli.weights.locate import parent_path, trained_path
+            from mavcli.weights.locate import command_for, parent_path, trained_path
 
             check_stage(known, loaded.recipe, resolved.devices)
             console.result(f"stage {stage}: {known.title} ({known.source}), data: {known.data}")
@@ -122,7 +122,7 @@ def train_stage(
                 path = parent_path(loaded.recipe, "sr_lt") if role == "sr_l" else None
                 path = path or parent_path(loaded.recipe, role)
                 name = {"clip": "CLIP's towers", "prior": "P, for captions", "sr_l": "SR_l"}[role]
-                console.result(f"{name}: {path or f'missing, `mav train-stage {role}` first'}")
+                console.result(f"{name}: {path or f'missing, `{command_for(loaded.recipe, role)}` first'}")
             console.result(
                 f"{config.steps} steps of {config.batch_size}, writes {trained_path(loaded.recipe, stage)}"
             )

@@ -15,7 +15,7 @@ from mavcli.recipe.load import list_recipes, load_recipe
 from mavcli.recipe.remarks import trained_skips, untrained_skip
 from mavcli.recipe.schema import Recipe
 from mavcli.specs import ClipSpec, PriorSpec, UNetSpec
-from mavcli.weights.locate import stage_path, trained_path
+from mavcli.weights.locate import command_for, stage_path, trained_path
 from mavcli.weights.manifest import load_manifest
 from mavcli.weights.provenance import Met, compare_specs, read_header, weight_files
 
@@ -267,4 +267,4 @@ def _command(recipe: Recipe, role: str) -> str:
         return families[recipe.weights.dir].command(role)
     # A recipe of the user's own may still have the name of the one it was copied from.
     shipped = recipe.name in list_recipes() and load_recipe(recipe.name).recipe == recipe
-    return f"mav train-stage {role} {recipe.name if shipped else 'RECIPE'}"
+    return command_for(recipe, role, recipe.name if shipped else "RECIPE")

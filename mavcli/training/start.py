@@ -22,7 +22,7 @@ from mavcli.training.distributed import Group
 from mavcli.training.embeddings import Embeddings
 from mavcli.training.stage import Stage, Task
 from mavcli.training.stages import STAGES, missing_stage
-from mavcli.weights.locate import inherit, parent_path, stage_path, trained_path
+from mavcli.weights.locate import command_for, inherit, parent_path, stage_path, trained_path
 from mavcli.weights.provenance import Parent, load_weights, read_header, weight_files
 
 
@@ -145,8 +145,8 @@ def _frozen_path(stage: Stage, recipe: Recipe, role: Literal["clip", "prior", "s
         }
         what = words[role]
         raise WeightsError(
-            f"stage `{stage.name}` needs {what} not trained yet: no {trained_path(recipe, role)}",
-            hint=f"mav train-stage {role} RECIPE",
+            f"stage `{stage.name}` needs {what} not there yet: no {trained_path(recipe, role)}",
+            hint=command_for(recipe, role),
         )
     return path
 

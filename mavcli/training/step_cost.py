@@ -145,6 +145,7 @@ def blank_batch(
         captions=("a photo",) * samples if stage.data == "pairs" or stage.told_by_captions(recipe) else (),
         fps=torch.full((samples,), 8.0) if video else None,
         known=known,
+        keys=torch.arange(2 * samples).reshape(samples, 2) if stage.data == "pairs" else None,  # no copies
     )
 
 

@@ -42,6 +42,21 @@ def trained_path(recipe: Recipe, stage: str) -> Path:
     return Path(recipe.train.out) / "weights" / f"{stage}.safetensors"
 
 
+def is_imported(recipe: Recipe, stage: str) -> bool:
+    """Whether `stage` reads captions, and the recipe names training data without any: its weights are published ones."""
+    data = recipe.train.data
+    captioned = bool(data.world or data.folders("pairs"))
+    plain = bool(data.folders("image") or data.folders("video"))
+    return stage in ("clip", "prior") and plain and not captioned
+
+
+def command_for(recipe: Recipe, stage: str, name: str = "RECIPE") -> str:
+    """What gets the weights of `stage` for the recipe called `name`: training, or an import."""
+    if is_imported(recipe, stage):
+        return f"mav weights import SOURCE --out {family_dir(recipe)}"
+    return f"mav train-stage {stage} {name}"
+
+
 def parent_path(recipe: Recipe, stage: str) -> Path | None:
     """Weights of `stage` for a later stage to start from: this run's own first, then the recipe's family."""
     for path in (trained_path(recipe, stage), stage_path(recipe, stage)):

@@ -219,3 +219,17 @@ def test_the_paper_is_estimated_within_a_minute(capsys: pytest.CaptureFixture[st
     }
     assert {stage["stage"]: stage["parameters"] for stage in told["stages"]} == networks
     assert all(stage["memory_total"] > 0 and stage["flops_per_step"] > 0 for stage in told["stages"])
+
+
+def test_mav_estimate_counts_what_a_recipe_trains_and_not_what_it_imports(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sets = ["--set", "train.data.pairs=null"]
+    assert mav(["estimate", "tiny", "--json", "--no-probe", "--gpus", "1", *sets]) == 0
+    trained = [stage["stage"] for stage in json.loads(capsys.readouterr().out)["stages"]]
+    assert trained == [stage for stage in STAGES if stage not in ("clip", "prior")]
+
+
+def test_mav_estimate_counts_the_towers_for_another_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mav(["estimate", "tiny", "clip", "--json", "--gpus", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["stage"] == "clip"
