@@ -12,7 +12,8 @@ Of the recipe only CLIP and P are needed, imported ones too (docs/open-words.md)
 Quantiles are 5, 50 and 95 %.
 
 The stand-ins: pocket's CLIP and P know the whole rendered world, as a published P knows the world. Domains are parts of it: one place,
-four actors; prompts ask within the part and beyond it. Then photographs and camera footage under pocket's CLIP, which P never met.
+four actors; prompts ask within the part and beyond it. Then the same pictures in a look of their own, and photographs under pocket's CLIP,
+which never met one.
 """
 
 from __future__ import annotations
@@ -123,6 +124,13 @@ def rendered(seed: int, **fixed: Sequence[str]) -> Iterator[Tensor]:
         yield to_float(torch.from_numpy(world.render(scene, 1.0 + i % 7 / 3, 64))[None])[0]
 
 
+def of_a_worse_camera(pictures: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same things in a look that no prompt names: without colours, and soft."""
+    for picture in pictures:
+        small = F.interpolate(picture.mean(0, keepdim=True)[None], scale_factor=0.5, mode="area")
+        yield F.interpolate(small, picture.shape[-2:], mode="bilinear")[0].expand(3, -1, -1)
+
+
 def stand_ins(data: Path) -> None:
     words = Words("pocket")
     few = world.ACTORS[:4]
@@ -142,6 +150,8 @@ def stand_ins(data: Path) -> None:
     show("rendered, the whole world", whole, torch.cat(list(asked.values())), "of all of it")
     for name, embeddings in asked.items():
         show(f"rendered, {len(few)} actors at the {beach[0]}", small, embeddings, name)
+    grey = words.of_pictures(of_a_worse_camera(rendered(12, actor=few, place=beach)))
+    show("the same, grey and soft", grey, asked["within"], "within")
     photographs = words.of_pictures(files(data / "pictures"))
     show("photographs", photographs, torch.cat(list(asked.values())), "of the rendered world")
 

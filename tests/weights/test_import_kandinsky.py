@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,25 @@ from tiny_kandinsky import (
     PRIOR,
     WIDTH,
     Version,
+    write_json,
     write_kandinsky,
     write_tokenizer,
 )
 from torch import Tensor
 
+from mavcli.cli.app import run
 from mavcli.diffusion.guidance import guided
 from mavcli.diffusion.samplers import sample
 from mavcli.diffusion.schedule import Schedule
 from mavcli.engine.assemble import load_network
 from mavcli.engine.words import embed_words
+from mavcli.errors import UsageError, WeightsError
 from mavcli.models.clip import Clip
 from mavcli.models.prior import Prior, PriorCondition
+from mavcli.recipe.load import load_recipe
 from mavcli.weights.importing import Imported, plan_import, run_import
+from mavcli.weights.licences import UNKNOWN, stated_licence
+from mavcli.weights.provenance import read_header
 
 PROMPTS = [
     "a dog surfing",
@@ -112,3 +119,100 @@ def test_the_embedding_of_a_prompt_is_that_of_the_published_pipeline(
     with torch.no_grad():
         theirs = pipeline.image_encoder(seen).image_embeds
         assert_near(loaded(done, "clip").encode_image(2 * picture - 1), theirs, "a picture's embedding")
+
+
+def copied(source: Path, folder: Path, *without: str) -> Path:
+    """`source` file by file, links but for what a test changes."""
+    for file in source.rglob("*"):
+        place = folder / file.relative_to(source)
+        if file.is_file() and place.relative_to(folder).as_posix() not in without:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file)
+    return folder
+
+
+CARDS = {
+    "hub": ("---\nlicense: cc-by-nc-4.0\n---\n", "cc-by-nc-4.0"),
+    "several": ("---\nlicense:\n- mit\n- apache-2.0\n---\n", "MIT and Apache-2.0"),
+    "other": ("---\nlicense: other\nlicense_name: my-own\n---\n", "my-own"),
+    "none": ("---\ntags: [x]\n---\n", "unknown"),
+    "unfinished": ("---\nlicense: mit\n", "unknown"),
+    "no YAML": ("---\nlicense: [mit\n---\n", "unknown"),
+    "no mapping": ("---\n- mit\n---\n", "unknown"),
+    "prose": ("# Model\n\nlicense: mit\n", "unknown"),
+    "hostile": ('---\nlicense: "a\\e[31m\\nb"\n---\n', "a\\x1b[31m b"),
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_licence_is_what_the_model_card_states_or_unknown(card: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(CARDS[card][0])
+    assert (stated_licence(tmp_path) or UNKNOWN) == CARDS[card][1]
+
+
+def test_where_no_card_states_a_licence_it_is_said_and_can_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_kandinsky(tmp_path / "theirs", "2-1", licence=None), tmp_path / "ours"
+    command = ["weights", "import", str(source), "--as", "unclip-diffusers", "--out", str(out)]
+    assert run(command) == 0
+    shown = capsys.readouterr().err
+    assert "states the licence of `clip`, `prior`: it is recorded as unknown" in shown
+    assert "next: mav recipe cp open-words mine.yaml" in shown
+    assert {read_header(out / f"{name}.safetensors").licence for name in ("clip", "prior")} == {"unknown"}
+    recipe = load_recipe(out / "recipe.yaml").recipe
+    assert recipe.cascade.prior.sampler.clip_x0 == 10.0 and recipe.cascade.clip.network == CLIPS["2-1"]
+    assert (
+        run(
+            [
+                "weights",
+                "export",
+                str(out / "prior.safetensors"),
+                "--to",
+                "single-file",
+                "-o",
+                str(tmp_path / "card"),
+            ]
+        )
+        == 0
+    )
+    assert "the card says nothing of the licence of prior" in capsys.readouterr().err
+
+    write_json(source / "model_index.json", {"license": "mit"})
+    assert run([*command, "--force", "-q"]) == 0
+    assert read_header(out / "prior.safetensors").licence == "MIT"
+    assert run([*command, "--force", "-q", "--licence", "my own"]) == 0
+    assert read_header(out / "prior.safetensors").licence == "my own"
+
+
+def test_a_prior_without_its_scheduler_is_refused(source: Path, tmp_path: Path) -> None:
+    folder = copied(source, tmp_path, "scheduler/scheduler_config.json")
+    with pytest.raises(WeightsError, match="scheduler/scheduler_config.json is missing"):
+        plan_import(folder, layout="unclip-diffusers")
+
+
+def test_going_back_keeps_the_clamp(done: dict[str, Imported], tmp_path: Path) -> None:
+    file = done["prior"].files[0]
+    assert run(["weights", "export", str(file), "--to", "diffusers", "-o", str(tmp_path / "back"), "-q"]) == 0
+    told = json.loads((tmp_path / "back" / "prior_scheduler" / "scheduler_config.json").read_text())
+    assert told["clip_sample"] and told["clip_sample_range"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("tower", "key", "value", "message"),
+    [
+        ("text_encoder", "hidden_act", "relu", "`hidden_act` is 'relu', only 'quick_gelu' and 'gelu'"),
+        ("image_encoder", "layer_norm_eps", 1e-6, "`layer_norm_eps` is 1e-06, only 1e-05"),
+        ("image_encoder", "hidden_act", "other", "CLIP's towers share one"),
+    ],
+)
+def test_towers_of_another_kind_are_refused(
+    tower: str, key: str, value: object, message: str, source: Path, tmp_path: Path
+) -> None:
+    folder = copied(source, tmp_path, f"{tower}/config.json")
+    config = json.loads((source / tower / "config.json").read_text())
+    if value == "other":
+        value = {"gelu": "quick_gelu", "quick_gelu": "gelu"}[config[key]]
+    write_json(folder / tower / "config.json", config | {key: value})
+    with pytest.raises(UsageError, match=message):
+        plan_import(folder, layout="unclip-diffusers")
