@@ -30,7 +30,8 @@ _BETTER = {"fvd": "lower", "fid": "lower", "is": "higher", "clipsim": "higher"}
 @with_options(Family)
 def run(
     preset: Annotated[
-        str | None, typer.Argument(metavar="PRESET", help="msrvtt, msrvtt-2990, ucf101, drawbench or pocket.")
+        str | None,
+        typer.Argument(metavar="PRESET", help="msrvtt, ucf101, drawbench, ...: `--list` says all."),
     ] = None,
     captions: Annotated[
         Path | None,
@@ -98,7 +99,7 @@ def run(
     why. Started again, it goes on where it stopped; `torchrun --nproc-per-node N -m mavcli eval run ...` shares the work
     among N devices.
     """
-    from mavcli.evaluation.protocol import find_preset, presets, prompts_of
+    from mavcli.evaluation.protocol import find_preset, presets, prompts_of, real_videos
 
     if list_presets:
         with Console(quiet=chosen.quiet, json=chosen.json) as console:
@@ -136,6 +137,8 @@ def run(
         raise UsageError("--sentences is for ucf101", hint=f"mav eval run {asked.name} without it")
     device = "cpu" if chosen.backend == "cpu" else "auto"
     with open_ranks(device, quiet=chosen.quiet, json=chosen.json) as (shard, console):
+        from dataclasses import replace
+
         from mavcli.engine.family import find_family
         from mavcli.evaluation.benchmark import needed_pieces, plan_benchmark
         from mavcli.evaluation.clips import open_folder
@@ -148,7 +151,7 @@ def run(
         machine = probe_machine()
         resolved = resolve(loaded.recipe, machine=machine)
         prompts = prompts_of(asked, captions, sentences=sentences)
-        pieces = needed_pieces(loaded.recipe, asked.clip.size)
+        pieces = needed_pieces(loaded.recipe, asked.clip)
         family = find_family(loaded.recipe, pieces, random_weights=chosen.random_weights)  # type: ignore[arg-type]
         plan = plan_benchmark(
             asked,
@@ -165,7 +168,10 @@ def run(
         files = _weight_files(wanted, weights or [])
         truth = None
         if real is not None and any(metric.metric in ("fvd", "fid") for metric in wanted):
-            truth = open_folder(real)
+            truth, few = real_videos(asked, open_folder(real), captions, allow_small=allow_small)
+            if few is not None:
+                plan = replace(plan, departures=(*plan.departures, few))
+                console.warning(few)
         folder = out or Path(loaded.recipe.output.dir) / f"eval-{asked.name}-{loaded.recipe.name}"
         if chosen.dry_run:
             _tell_plan(console, plan, wanted, files, folder)
@@ -390,9 +396,12 @@ def score_lines(report: Mapping[str, Any]) -> list[str]:
                 f"{_BETTER[name]} is better",
             )
         )
-    lines += ["", *table(rows, heads=("metric", "score", "95 %", "of", ""))]
+    if rows:
+        lines += ["", *table(rows, heads=("metric", "score", "95 %", "of", ""))]
     if report["published"]:
-        names = list(report["scores"])
+        names = list(
+            dict.fromkeys([*report["scores"], *(n for row in report["published"] for n in row["scores"])])
+        )
         rows = [
             (
                 row["system"] + (" (!)" if row["doubt"] else ""),

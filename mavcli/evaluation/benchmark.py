@@ -23,6 +23,7 @@ from torch import Tensor
 from mavcli.engine.cascade import Cascade
 from mavcli.engine.output import Target, claim, finished_run, run_key, write_result
 from mavcli.engine.randomness import Draw
+from mavcli.engine.windows import key_windows
 from mavcli.errors import UsageError, counted
 from mavcli.evaluation.clips import Folder, FrameChoice
 from mavcli.evaluation.features import FeatureNetwork
@@ -112,10 +113,15 @@ def plan_benchmark(
             )
         departures.append(f"{wanted:,} samples, the protocol asks for {preset.samples:,}")
     chosen = tuple(choose(prompts, wanted))
-    if recipe.cascade.decoder.frames < preset.clip.frames:
+    if recipe.cascade.decoder.frames < preset.clip.keys:
         raise UsageError(
             f"recipe `{recipe.name}` makes {recipe.cascade.decoder.frames} key frames, preset `{preset.name}` takes "
-            f"{preset.clip.frames}"
+            f"{preset.clip.keys}"
+        )
+    if (preset.clip.skip or 1) >= recipe.cascade.interp.window:
+        raise UsageError(
+            f"↑F of recipe `{recipe.name}` sees {recipe.cascade.interp.window} frames at once, preset `{preset.name}` has key "
+            f"frames {preset.clip.skip} apart"
         )
     size = min(preset.clip.size, max(_sizes(recipe)))
     if size < preset.clip.size:
@@ -146,10 +152,11 @@ def _unknown_words(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
     return sum(not known.issuperset(words_of(prompt.text)) for prompt in prompts)
 
 
-def needed_pieces(recipe: Recipe, size: int) -> tuple[str, ...]:
-    """The networks that reach `size` pixels: super-resolution beyond it is left out, and so is ↑F."""
+def needed_pieces(recipe: Recipe, clip: ClipShape) -> tuple[str, ...]:
+    """The networks that make such clips: super-resolution beyond their size is left out, and ↑F where they are key frames."""
     base, *large = _sizes(recipe)
-    pieces = ["clip", "prior", "decoder_t"]
+    size = clip.size
+    pieces = ["clip", "prior", "decoder_t", *(["interp"] if clip.skip else [])]
     names = [name for name in ("sr_l", "sr_h") if getattr(recipe.cascade, name).kind != "none"]
     reached = base
     for name, side in zip(names, large, strict=True):
@@ -162,14 +169,16 @@ def needed_pieces(recipe: Recipe, size: int) -> tuple[str, ...]:
 def make_clips(
     cascade: Cascade, prompts: Sequence[Prompt], clip: ClipShape, *, size: int, seed: int
 ) -> Tensor:
-    """The prompts (b) through P, D^t and as much super-resolution as `size` needs: (b, f, 3, size, size) in [-1, 1].
-
-    D^t is told `clip.fps` itself: its key frames are the clip, without ↑F. A larger result is averaged down.
+    """The prompts (b) through P, D^t, ↑F where the clip has more than key frames, and as much super-resolution as `size` needs:
+    (b, f, 3, size, size) in [-1, 1]. A larger result is averaged down.
     """
     draws = [Draw(seed, prompt.sample) for prompt in prompts]
     embedding = cascade.image_embedding([prompt.text for prompt in prompts], draws)
-    video = cascade.decode(embedding, draws, fps=clip.fps * cascade.skip)[:, : clip.frames]
-    pieces = needed_pieces(cascade.recipe, size)
+    told = clip.fps / (clip.skip or 1)
+    video = cascade.decode(embedding, draws, fps=told * cascade.skip)[:, : clip.keys]
+    if clip.skip:
+        video = cascade.interpolate(video, draws, skip=clip.skip, fps=clip.fps)[:, : clip.frames]
+    pieces = needed_pieces(cascade.recipe, clip.model_copy(update={"size": size}))
     if "sr_l" in pieces:
         video = cascade.sr_l(video, draws, fps=clip.fps)
     if "sr_h" in pieces:
@@ -229,7 +238,7 @@ def generate_samples(
 
 
 def _facts(plan: Plan, prompt: Prompt) -> dict[str, Any]:
-    shape = plan.preset.clip.model_dump(mode="json")
+    shape = plan.preset.clip.model_dump(mode="json", exclude_none=True)
     return {
         "kind": "eval",
         "prompt": prompt.text,
@@ -245,8 +254,12 @@ def _is_there(target: Target, facts: Mapping[str, Any]) -> bool:
 
 
 def _cost(cascade: Cascade, plan: Plan, batch: int) -> float:
-    frames, pieces = plan.preset.clip.frames, needed_pieces(cascade.recipe, plan.size)
+    clip = plan.preset.clip.model_copy(update={"size": plan.size})
+    frames, pieces = clip.frames, needed_pieces(cascade.recipe, clip)
     cost = cascade.cost_of_prior(batch) + cascade.cost_of_decoder(batch)
+    if clip.skip and clip.skip > 1:
+        windows = key_windows(clip.keys, skip=clip.skip, length=cascade.window)
+        cost += cascade.cost_of_windows(len(windows) * batch)
     for piece in ("sr_l", "sr_h"):
         if piece in pieces and getattr(cascade.parts, piece).kind == "network":
             cost += cascade.cost_of_super(piece, frames) * batch

@@ -13,7 +13,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from pydantic import Field
 from mavcli.data.captions import text_lines
 from mavcli.data.tables import Table
 from mavcli.errors import InputError, UsageError
+from mavcli.evaluation.clips import Folder
 from mavcli.specs import Spec
 
 Sentences = Literal["pyoco", "snapvideo", "classname"]
@@ -39,14 +40,25 @@ class Prompts(Spec):
     per_video: Literal["every", "first"] = "every"
     ascii: bool = Field(False, description="leave out captions with other characters")
     sentences: Sentences | None = None
+    samples: int = Field(1, ge=1, description="of each text; not where its classes share out the samples")
 
 
 class ClipShape(Spec):
-    """What is generated: `fps` is what D^t is told, `size` pixels a side."""
+    """What is generated: `frames` shown at `fps`, `size` pixels a side.
+
+    Without ↑F the frames are the key frames, and D^t is told `fps`. With `skip` ↑F fills in between key frames that are so far
+    apart, and D^t is told `fps` over `skip`.
+    """
 
     frames: int = Field(ge=1)
     fps: float = Field(gt=0)
     size: int = Field(ge=1)
+    skip: int | None = Field(None, ge=1)
+
+    @property
+    def keys(self) -> int:
+        """Key frames that D^t draws for it."""
+        return self.frames if self.skip is None else -(-(self.frames - 1) // self.skip) + 1
 
 
 class Metric(Spec):
@@ -75,6 +87,7 @@ class Preset(Spec):
     clip: ClipShape
     seed: int = 0
     metrics: tuple[Metric, ...]
+    real: Literal["all", "trainlist01"] = Field("all", description="which of the real videos are measured")
     table: str | None = Field(None, description="the published table beside which the score is shown")
     open: dict[str, str] = Field(default_factory=dict, description="what the paper leaves open, decided here")
 
@@ -137,7 +150,38 @@ def prompts_of(preset: Preset, captions: Path | None, *, sentences: Sentences | 
             f"`{captions}` gives {len(texts):,} captions, preset `{preset.name}` counts {asked.count:,}",
             hint=f"--captions {_CAPTION_HINTS[asked.source]}",
         )
-    return [Prompt(text, number) for number, text in enumerate(texts)]
+    each = asked.samples
+    return [Prompt(text, number * each + i) for number, text in enumerate(texts) for i in range(each)]
+
+
+def real_videos(
+    preset: Preset, real: Folder, captions: Path | None, *, allow_small: bool
+) -> tuple[Folder, str | None]:
+    """The real videos that the preset measures, out of a folder that may hold more; and what they depart from it in.
+
+    Raises InputError where some are missing and `allow_small` is not given, or none is there.
+    """
+    if preset.real == "all" or captions is None:
+        return real, None
+    file = captions / f"{preset.real}.txt"
+    wanted = {line.split()[0].rsplit("/", 1)[-1].rpartition(".")[0] for line in lines(file)}
+    index = [i for i, path in enumerate(real.files) if path.stem in wanted]
+    missing = sorted(wanted - {real.files[i].stem for i in index})
+    if missing and (not allow_small or not index):
+        raise InputError(
+            f"`{real.root}` lacks {len(missing):,} of the {len(wanted):,} videos of `{file.name}`, which preset `{preset.name}` "
+            f"measures; the first is `{missing[0]}`",
+            hint="--allow-small measures those that are there, and says so in the score",
+        )
+    chosen = replace(
+        real, files=tuple(real.files[i] for i in index), found=len(index), places=tuple(range(len(index)))
+    )
+    few = (
+        f"{len(wanted) - len(missing):,} real videos, the protocol measures {len(wanted):,}"
+        if missing
+        else None
+    )
+    return chosen, few
 
 
 _CAPTION_HINTS = {

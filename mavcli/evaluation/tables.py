@@ -23,6 +23,10 @@ class Published(NamedTuple):
     doubt: str = ""
 
 
+PEOPLE = ("quality", "faithfulness", "motion")
+"""Scores that people gave: the share, in per cent, of those who preferred Make-A-Video's."""
+
+_ASKED = "people were asked: `mav eval human SAMPLES OTHERS --forced-choice`"
 _TRAINED = "trained on the benchmark"
 _OTHERS = "from another paper's table"
 _ROWS = "which of the two rows is which is unverified"
@@ -94,6 +98,14 @@ TABLES: dict[str, tuple[Published, ...]] = {
 }
 
 
+_FINETUNED = (*(row for row in TABLES["ucf101"] if row.why_not == _TRAINED),)
+TABLES["ucf101-finetuned"] = tuple(row._replace(why_not="") for row in _FINETUNED)
+TABLES["film"] = (
+    Published("against FILM", {"motion": 62.0}, "its own 300, 1 -> 4 fps"),
+    Published("against FILM", {"motion": 54.0}, "DrawBench, 1 -> 4 fps"),
+)
+
+
 def compare(preset: Preset, metrics: Sequence[str], departures: Sequence[str]) -> list[dict[str, Any]]:
     """The preset's table with a verdict on each row.
 
@@ -102,10 +114,11 @@ def compare(preset: Preset, metrics: Sequence[str], departures: Sequence[str]) -
     """
     rows = []
     for row in TABLES.get(preset.table or "", ()):
-        scores = {name: value for name, value in row.scores.items() if name in metrics}
+        scores = {name: value for name, value in row.scores.items() if name in (*metrics, *PEOPLE)}
         if not scores:
             continue
-        reasons = [row.why_not] if row.why_not else []
+        reasons = [_ASKED] if scores.keys() <= set(PEOPLE) else []
+        reasons += [row.why_not] if row.why_not else []
         reasons += departures
         verdict: Verdict = "no" if reasons else "yes"
         if verdict == "yes" and preset.open:

@@ -68,6 +68,15 @@ def test_drawbench_has_200_prompts(shared_data: Path) -> None:
     )
 
 
+def test_vdms_28_prompts_have_eight_samples_each(tmp_path: Path) -> None:
+    file = tmp_path / "vdm.txt"
+    file.write_text("\n".join(f"prompt {i}" for i in range(28)))
+    prompts = prompts_of(find_preset("vdm"), file)
+    assert len(prompts) == find_preset("vdm").samples == 224
+    assert [prompt.sample for prompt in prompts] == list(range(224))
+    assert set(Counter(prompt.text for prompt in prompts).values()) == {8}
+
+
 def test_shares_sum_to_the_total_and_stay_within_one_of_their_quota() -> None:
     weights = {"a": 1, "b": 1, "c": 1, "d": 7}
     found = apportion(weights, 101)
@@ -156,7 +165,9 @@ def test_without_captions_the_layout_is_named() -> None:
 
 
 def test_every_preset_fixes_its_choices_and_a_wrong_name_is_met_with_the_nearest() -> None:
-    assert list(presets()) == ["msrvtt", "msrvtt-2990", "ucf101", "drawbench", "pocket"]
+    assert list(presets()) == [
+        "msrvtt", "msrvtt-2990", "ucf101", "ucf101-finetuned", "drawbench", "own-300", "vdm", "film", "film-300", "pocket"
+    ]  # fmt: skip
     for preset in presets().values():
         for metric in preset.metrics:
             if metric.metric in ("fvd", "fid"):

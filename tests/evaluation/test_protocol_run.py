@@ -14,15 +14,25 @@ import torch
 
 from mavcli.cli import eval_run
 from mavcli.cli.app import run
-from mavcli.errors import UsageError, WeightsError
+from mavcli.errors import InputError, UsageError, WeightsError
 from mavcli.evaluation import benchmark
 from mavcli.evaluation.benchmark import Groups, generate_samples, needed_pieces, plan_benchmark
+from mavcli.evaluation.clips import open_folder
 from mavcli.evaluation.fingerprint import Fingerprint
 from mavcli.evaluation.frechet import Moments, frechet_distance
 from mavcli.evaluation.intervals import bootstrap
 from mavcli.evaluation.networks import ClipFeatures
 from mavcli.evaluation.plots import bars_svg, curve_svg
-from mavcli.evaluation.protocol import ClipShape, Metric, Preset, Prompt, Prompts, find_preset
+from mavcli.evaluation.protocol import (
+    ClipShape,
+    Metric,
+    Preset,
+    Prompt,
+    Prompts,
+    find_preset,
+    presets,
+    real_videos,
+)
 from mavcli.evaluation.scores import Score
 from mavcli.evaluation.shards import Shard
 from mavcli.evaluation.tables import TABLES, compare
@@ -82,7 +92,8 @@ def ucf(tmp_path: Path) -> Path:
     for i in range(12):
         frames = np.random.default_rng(i).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
         (folder / "videos").mkdir(exist_ok=True)
-        write_video(folder / "videos" / f"{i}.mkv", frames, fps=25, codec="ffv1")
+        name = Path(lists[i].split()[0]).stem
+        write_video(folder / "videos" / f"{name}.mkv", frames, fps=25, codec="ffv1")
     return folder
 
 
@@ -167,9 +178,10 @@ def test_real_videos_and_weights_are_looked_at_before_anything_is_made(
     command: list[str], ucf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*command, "--metric", "fvd", "--metric", "is", "--allow-small", "-q"]
-    write_video(ucf / "videos" / "short.mkv", np.zeros((5, 16, 16, 3), np.uint8), fps=25, codec="ffv1")
+    short = Path((ucf / "trainlist01.txt").read_text().splitlines()[12].split()[0]).stem
+    write_video(ucf / "videos" / f"{short}.mkv", np.zeros((5, 16, 16, 3), np.uint8), fps=25, codec="ffv1")
     assert run(command) == 4
-    assert "short.mkv` has 5 frames at 25 fps, 16 are wanted" in capsys.readouterr().err
+    assert f"{short}.mkv` has 5 frames at 25 fps, 16 are wanted" in capsys.readouterr().err
 
     class Another(Colours):
         def features(self, prepared: torch.Tensor) -> torch.Tensor:
@@ -206,7 +218,8 @@ def test_clipsim_needs_no_real_videos(
     arguments += ["--set", "cascade.sr_l.kind=none", "--set", "cascade.sr_h.kind=none"]
     assert run([*arguments, "--samples", "2", "--allow-small", "--json", "-q"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert 0 < told["scores"]["clipsim"]["value"] <= 1 and told["published"] == []
+    assert 0 < told["scores"]["clipsim"]["value"] <= 1
+    assert {tuple(row["scores"]) for row in told["published"]} == {("quality", "faithfulness")}
 
 
 def test_wrong_commands_are_refused_before_anything_is_made(
@@ -266,7 +279,12 @@ def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "msrvtt",
         "msrvtt-2990",
         "ucf101",
+        "ucf101-finetuned",
         "drawbench",
+        "own-300",
+        "vdm",
+        "film",
+        "film-300",
         "pocket",
     ]
 
@@ -327,12 +345,46 @@ def test_each_rank_makes_its_own_batches(tiny: Path, tmp_path: Path) -> None:
     assert sorted(path.stem for path in (tmp_path / "out/samples").glob("*.mkv")) == ["000002", "000003"]
 
 
+def sized(size: int, *, skip: int | None = None) -> ClipShape:
+    return ClipShape(frames=16, fps=24, size=size, skip=skip)
+
+
+def test_the_presets_of_table_3_make_what_people_were_shown(tiny: Path) -> None:
+    """76 frames, through ↑F; the study against FILM has 16 frames at 1 fps and three between each two."""
+    from mavcli.engine.backend import Backend
+    from mavcli.engine.cascade import Cascade
+    from mavcli.engine.family import find_family
+    from mavcli.engine.randomness import Draw
+
+    recipe = load_recipe(tiny).recipe
+    for name in ("drawbench", "own-300", "vdm"):
+        clip = find_preset(name).clip
+        assert (clip.frames, clip.size, clip.keys) == (76, 256, 16)
+    assert needed_pieces(recipe, sized(16, skip=5)) == ("clip", "prior", "decoder_t", "interp", "sr_l")
+    pieces = ("clip", "prior", "decoder_t", "interp", "sr_l")
+    cascade = Cascade(recipe, find_family(recipe, pieces), Backend(torch.device("cpu"), torch.float32, 1))
+    clip = find_preset("film").clip
+    assert (clip.frames, clip.keys, clip.fps) == (61, 16, 4)
+    clip = clip.model_copy(update={"frames": 9})
+    made = benchmark.make_clips(cascade, DOGS[:1], clip, size=8, seed=0)
+    draws = [Draw(0, 0)]
+    keys = cascade.decode(cascade.image_embedding([DOGS[0].text], draws), draws, fps=cascade.skip)[:, :3]
+    assert torch.equal(made, cascade.interpolate(keys, draws, skip=4, fps=4)) and made.shape[1] == 9
+    with pytest.raises(UsageError, match="takes 16"):
+        plan_benchmark(
+            find_preset("film"),
+            DOGS,
+            load_recipe(tiny, sets=["cascade.decoder.frames=8"]).recipe,
+            allow_small=True,
+        )
+
+
 def test_super_resolution_beyond_the_protocols_size_is_left_out(tiny: Path) -> None:
     recipe = load_recipe(tiny).recipe
-    assert needed_pieces(recipe, 8) == ("clip", "prior", "decoder_t")
-    assert needed_pieces(recipe, 16)[-1] == "sr_l" and needed_pieces(recipe, 20)[-1] == "sr_h"
+    assert needed_pieces(recipe, sized(8)) == ("clip", "prior", "decoder_t")
+    assert needed_pieces(recipe, sized(16))[-1] == "sr_l" and needed_pieces(recipe, sized(20))[-1] == "sr_h"
     lanczos = load_recipe(tiny, sets=["cascade.sr_l.kind=none"]).recipe
-    assert needed_pieces(lanczos, 16) == ("clip", "prior", "decoder_t", "sr_h")
+    assert needed_pieces(lanczos, sized(16)) == ("clip", "prior", "decoder_t", "sr_h")
 
 
 def test_a_plan_says_every_departure(tiny: Path) -> None:
@@ -432,9 +484,39 @@ def test_a_departure_makes_every_row_incomparable_and_an_open_choice_unknown() -
         "no",
     }
     assert all("fvd" in row["scores"] for row in compare(preset, ["fvd"], []))
-    assert {
-        preset.table for preset in map(find_preset, ("msrvtt", "msrvtt-2990", "ucf101", "drawbench"))
-    } == set(TABLES)
+    assert {preset.table for preset in presets().values() if preset.table} == set(TABLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"), [("film", {"motion": 54.0}), ("vdm", {"quality": 84.38, "faithfulness": 78.13})]
+)
+def test_what_people_said_stands_beside_and_is_never_called_comparable(
+    name: str, scores: dict[str, float]
+) -> None:
+    rows = compare(find_preset(name), ["clipsim"], [])
+    assert scores in [row["scores"] for row in rows]
+    assert all(row["comparable"] == "no" and "mav eval human" in row["why"][0] for row in rows)
+
+
+def test_the_finetuned_row_has_a_protocol() -> None:
+    rows = {row["system"]: row for row in compare(find_preset("ucf101-finetuned"), ["is", "fvd"], [])}
+    assert rows["Make-A-Video"]["scores"] == {"is": 82.55, "fvd": 81.25}
+    assert rows["Make-A-Video"]["comparable"] == "unknown" and "CogVideo (English)" not in rows
+    assert any(why.startswith("finetuning: ") for why in rows["Make-A-Video"]["why"])
+
+
+def test_the_real_videos_of_ucf101_are_those_of_the_first_training_split(ucf: Path) -> None:
+    write_video(ucf / "videos" / "v_DogAa_99.mkv", np.zeros((16, 16, 16, 3), np.uint8), fps=25, codec="ffv1")
+    preset, folder = find_preset("ucf101"), open_folder(ucf / "videos")
+    assert "9,537" in preset.open["real"]
+    with pytest.raises(InputError, match=r"lacks 189 of the 201 videos of `trainlist01.txt`"):
+        real_videos(preset, folder, ucf, allow_small=False)
+    found, few = real_videos(preset, folder, ucf, allow_small=True)
+    assert len(folder) == 13 and len(found) == 12 and not any("_99" in path.name for path in found.files)
+    assert few == "12 real videos, the protocol measures 201"
+    names = (ucf / "trainlist01.txt").read_text().split("\n")[:12]
+    (ucf / "trainlist01.txt").write_text("\n".join(names))
+    assert real_videos(preset, folder, ucf, allow_small=False)[1] is None
 
 
 def test_plots_are_svg_that_says_its_numbers() -> None:
