@@ -39,6 +39,8 @@ def why_unplayed(path: Path) -> str | None:
             if not isinstance(stream, VideoStream):
                 return "has no video stream"
             context = stream.codec_context
+            if context is None:
+                return "holds a video codec that is not known here"
             codec, pixels = context.name, context.pix_fmt or "unknown"
             kind = "webm" if path.suffix.lower() == ".webm" else container.format.name.split(",")[0]
             where = container.format.long_name or container.format.name

@@ -328,3 +328,13 @@ def test_a_gif_beside_its_mp4_is_no_second_video(tmp_path: Path) -> None:
     put(tmp_path / "a.mp4", "a dog")
     write_gif(tmp_path / "a.gif", np.zeros((3, 32, 32, 3), np.uint8), fps=8)
     assert [video.path.name for video in described_videos(tmp_path)] == ["a.mp4"]
+
+
+def test_a_video_of_a_codec_that_nobody_knows_is_told_and_the_page_is_made(tmp_path, capsys):
+    path = tmp_path / "a.mp4"
+    write_video(path, np.zeros((3, 32, 32, 3), np.uint8), fps=8)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    assert why_unplayed(path) == "holds a video codec that is not known here"
+    put(tmp_path / "b.mp4", "a dog")
+    assert run(["gallery", str(tmp_path)]) == 0
+    assert "a.mp4" in capsys.readouterr().err and (tmp_path / "gallery.html").is_file()
