@@ -14,7 +14,7 @@ from mavcli.training.draws import Draws
 from mavcli.training.dropout import SampleDropout, dropping, own_dropout
 from mavcli.training.stages import STAGES
 from mavcli.training.start import start_path
-from mavcli.weights.provenance import load_weights, read_header
+from mavcli.weights.provenance import load_weights, read_header, save_weights
 
 CPU = torch.device("cpu")
 STILL = ["train.defaults.lr=1e-12", "train.defaults.optimizer=adamw", "train.defaults.steps=1"]
@@ -45,6 +45,16 @@ def test_a_file_by_name_is_of_the_stage_or_of_its_parent(family, train, tmp_path
         train("sr_h", tmp_path, f"train.stages.sr_h.start={family}/weights/clip.safetensors")
     with pytest.raises(WeightsError, match=r"start` is `own`, and .*sr_h\.safetensors does not exist"):
         train("sr_h", tmp_path, "train.stages.sr_h.start=own")
+
+
+def test_a_licence_goes_on_in_what_was_trained_from_its_weights(family, train, tmp_path):
+    source, borrowed = family / "weights" / "decoder.safetensors", tmp_path / "borrowed.safetensors"
+    header = read_header(source).model_copy(update={"licence": "CreativeML Open RAIL-M"})
+    save_weights(borrowed, load_weights(source), header)
+    train("decoder_t", tmp_path, *weights(family, "clip"), *STILL, f"train.stages.decoder_t.start={borrowed}",
+          "train.stages.decoder_t.image_batch=0")  # fmt: skip
+    trained = read_header(tmp_path / "weights" / "decoder_t.safetensors")
+    assert trained.licence == "CreativeML Open RAIL-M" == trained.parents[0].licence
 
 
 def test_scratch_is_scratch_even_where_a_parent_is_there(family, train, tmp_path):
