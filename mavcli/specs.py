@@ -226,7 +226,10 @@ class UNetSpec(Spec):
     low_res_residual: bool = Field(
         False, description="the output is added to the upsampled low-res picture (x0 only)"
     )
-    temporal: Literal["none", "p3d"] = Field("none", description="pseudo-3-D layers of section 3.2")
+    temporal: Literal["none", "p3d", "attention"] = Field(
+        "none",
+        description="pseudo-3-D layers of section 3.2, or of them the attention over time alone (VDM, arXiv 2204.03458)",
+    )
     temporal_position: Literal["none", "rope", "relbias"] = "rope"
     temporal_kernel: int = Field(3, ge=1, le=31, description="frames, an odd number")
     fps: bool = Field(False, description="the frame rate reaches every temporal block")

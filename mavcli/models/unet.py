@@ -327,7 +327,7 @@ class AttentionBlock(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)  # type: ignore[arg-type]
         self.temporal: TemporalAttention | None = None
-        if spec.temporal == "p3d":
+        if spec.temporal != "none":
             self.temporal = TemporalAttention(
                 channels,
                 heads,
