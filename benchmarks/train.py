@@ -1,11 +1,17 @@
 """How much of a training step is the network: the trainer's own loop beside the bare network, as a ratio.
 
     python benchmarks/train.py
+    python benchmarks/train.py --look FOLDER        # what it costs that CLIP is shown pictures of its own size
 
 Trains `decoder_t` of the recipe `pocket` through `mav train-stage`'s own loop into a temporary folder. After every step of the loop, inside the same process and on the same shapes, the bare network runs one forward and
 backward pass (mean square of its output, no towers, no noise), then one of its optimiser's updates. So what a step of the loop
 has more is data (rendering, in the same process), the frozen CLIP tower, noise, clipping, the optimiser and the moving
 average. Wanted: bare forward + backward over the loop's step, in seconds, at least 50 %.
+
+With `--look` steps of `interp` on the videos of a folder take turns in one process, on the same clips, network, tower and noise:
+one whose batch brings the first frame at the size that CLIP reads, one that shows CLIP what the network draws, enlarged. Each
+draws its batch, embeds its pictures and updates the network; which goes first changes from pair to pair. Wanted: the median
+pair loses at most 5 %; nothing where CLIP reads the network's size.
 
 One thread. Time is the CPU time of the process: with one thread that is wall time on an idle machine, and it stays
 comparable on a busy one. The first step of each is not counted. The training is left before it writes its checkpoint.
@@ -17,7 +23,9 @@ import argparse
 import contextlib
 import tempfile
 import time
-from statistics import median
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
 
 import torch
 
@@ -29,12 +37,17 @@ from mavcli.recipe.load import LoadedRecipe, load_recipe
 from mavcli.recipe.resolve import probe_machine, resolve
 from mavcli.report import Silent
 from mavcli.training.batches import Batches
+from mavcli.training.embeddings import Embeddings
 from mavcli.training.loop import train_stage
 from mavcli.training.optim import build_optimizers
+from mavcli.training.stage import Task
 from mavcli.training.stages import get_stage
+from mavcli.training.trainer import Trainer
 
 WANTED = 0.5
 STAGE = "decoder_t"
+LOST = 0.05
+"""Of a step of `interp`, at most, by the larger pictures that CLIP is shown."""
 
 
 class Bare:
@@ -102,7 +115,12 @@ def main() -> None:
         "--steps", type=int, default=5, help="of the loop, after a first one that is not counted"
     )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--look", metavar="FOLDER", help="compare steps of `interp` on the videos of FOLDER")
+    parser.add_argument("--reads", type=int, default=224, help="with --look: pixels a side that CLIP reads")
     args = parser.parse_args()
+    if args.look:
+        compare_looks(args.look, reads=args.reads, pairs=args.steps, dtype=args.dtype)
+        return
     with tempfile.TemporaryDirectory() as out:
         loaded = load_recipe(
             "pocket",
@@ -123,6 +141,73 @@ def main() -> None:
             train_stage(loaded, STAGE, backend=backend, report=between)
         data = data_seconds(loaded, steps=min(3, args.steps))
     tell(bare, between, data, loaded, backend)
+
+
+def compare_looks(folder: str, *, reads: int, pairs: int, dtype: str) -> None:
+    """Steps of `interp` with and without the pictures that CLIP is shown at its own size, in pairs."""
+    stage = get_stage("interp")
+    with tempfile.TemporaryDirectory() as out:
+        loaded = load_recipe(
+            "pocket",
+            sets=[
+                "train.data.world=false",
+                f"train.data.video={Path(folder).resolve()}",
+                f"hardware.dtype={dtype}",
+                f"cascade.clip.network.image_size={reads}",
+                "train.stages.interp.image_batch=0",
+                "train.stages.interp.still_clips=0",
+            ],
+            overrides={"hardware.backend": "cpu", "hardware.threads": 1},
+        )
+        recipe, config = loaded.recipe, loaded.recipe.stage("interp")
+        backend = open_backend(resolve(recipe, machine=probe_machine(), training=True))
+        backend.apply()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build_network(stage.network(recipe)).to(memory_format=torch.channels_last).train()
+            clip = build_network(recipe.cascade.clip.network).eval().requires_grad_(False)
+        schedule = stage.schedule(recipe) if stage.schedule else None
+        task = Task("interp", recipe, config, network, backend.device, schedule, clip)
+        trainer = Trainer(task, stage, backend, widened=True)
+        source = open_source(recipe.train.data, "video", stage="interp", base=loaded.path.parent)
+        kinds = {name: Batches(source, stage, recipe) for name in ("large", "small")}
+        kinds["small"].look = None
+        kept = {
+            name: Embeddings(clip, backend, sha256="0" * 64, folder=Path(out) / name, limit=1 << 30)
+            for name in kinds
+        }
+        for step in range(-400, 0):  # every file is drawn from, and in memory as after the first hour
+            kinds["small"][-step + config.steps]
+        drawn: dict[str, list[float]] = {name: [] for name in kinds}
+        whole: dict[str, list[float]] = {name: [] for name in kinds}
+        for step in range(pairs + 1):
+            for name in list(kinds) if step % 2 else reversed(list(kinds)):
+                started = time.process_time()
+                batch = kinds[name][step]
+                drawn[name].append(time.process_time() - started)
+                trainer.task = replace(task, kept=kept[name])
+                trainer.step(step, batch)
+                whole[name].append(time.process_time() - started)
+    ratios = [large / small for large, small in zip(whole["large"][1:], whole["small"][1:], strict=True)]
+    lost = median(ratios) - 1
+    shown = "the network's own size" if kinds["large"].look is None else f"{reads} px"
+    print(
+        f"interp of pocket on {len(source.order)} videos, {config.batch_size} clips of {config.frames} frames a step, CLIP reads "
+        f"{reads} px and is shown {shown}, {str(backend.dtype).removeprefix('torch.')}, 1 thread, torch {torch.__version__}, "
+        f"{pairs} pairs"
+    )
+    print()
+    print("| CPU seconds | CLIP's size | the network's size |")
+    print("| --- | --- | --- |")
+    for what, of in (("a step, median", whole), ("its batch, mean", drawn)):
+        average = median if of is whole else mean
+        print(f"| {what} | {average(of['large'][1:]):.3f} | {average(of['small'][1:]):.3f} |")
+    print()
+    more = mean(drawn["large"][1:]) - mean(drawn["small"][1:])
+    print(
+        f"a step loses {100 * lost:.1f} % (pairs from {100 * (min(ratios) - 1):.1f} to {100 * (max(ratios) - 1):.1f} %), of which "
+        f"drawing {100 * more / median(whole['small'][1:]):.1f} %; wanted at most {100 * LOST:.0f} %: {'met' if lost <= LOST else 'NOT met'}"
+    )
 
 
 def data_seconds(loaded: LoadedRecipe, *, steps: int) -> float:
