@@ -116,11 +116,14 @@ class Given:
         from faults import training_recipe
 
         self.folder = folder
-        self.weights = folder / "tiny" / "weights"
         (folder / "train.yaml").write_text(training_recipe())
         self.train = str(folder / "train.yaml")
         (folder / "i3d.pt").write_bytes(b"stands for I3D's weights")
         self.i3d = str(folder / "i3d.pt")
+
+    @property
+    def weights(self) -> Path:
+        return Path(self.tiny).parent / "weights"
 
     @cached_property
     def tiny(self) -> str:
@@ -134,7 +137,7 @@ class Given:
         network = load_recipe(recipe).recipe.cascade.decoder.network
         spec = network.model_copy(update={"temporal": "none", "fps": False})
         header = WeightsHeader(role="decoder", spec=spec)
-        save_weights(self.weights / "decoder.safetensors", random_network(spec, seed=9).state_dict(), header)
+        save_weights(recipe.parent / "weights" / "decoder.safetensors", random_network(spec, seed=9).state_dict(), header)
         return str(recipe)
 
     @cached_property
