@@ -65,7 +65,9 @@ def videos(folder: Path) -> Any:
     from mavcli.files import is_as_described
 
     found = {}
-    for path in sorted((folder / "outputs").glob("[!.]*.json")):  # what a kill left under a hidden name is no sidecar
+    for path in sorted(
+        (folder / "outputs").glob("[!.]*.json")
+    ):  # what a kill left under a hidden name is no sidecar
         run = json.loads(path.read_text())
         assert all(is_as_described(path.parent / name, told) for name, told in run["files"].items()), path
         found[path.name] = run["frames_sha256"]

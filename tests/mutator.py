@@ -137,7 +137,11 @@ class Given:
         network = load_recipe(recipe).recipe.cascade.decoder.network
         spec = network.model_copy(update={"temporal": "none", "fps": False})
         header = WeightsHeader(role="decoder", spec=spec)
-        save_weights(recipe.parent / "weights" / "decoder.safetensors", random_network(spec, seed=9).state_dict(), header)
+        save_weights(
+            recipe.parent / "weights" / "decoder.safetensors",
+            random_network(spec, seed=9).state_dict(),
+            header,
+        )
         return str(recipe)
 
     @cached_property
