@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 from mavcli.data.clips import NO_MEDIA, Source, VideoFolder
 from mavcli.data.index import Progress
 from mavcli.data.pairs import ImageFolder, PairFolder, Picture
-from mavcli.data.places import IMAGES, find_media
+from mavcli.data.places import IMAGES, Place, find_media, media
+from mavcli.errors import InputError
 from mavcli.media.frames import Frames, contact_sheet, fit
+from mavcli.media.image import is_animation
 from mavcli.recipe.schema import FpsCurriculum
 
 DataKind = Literal["video", "pairs", "image"]
+_ANIMATIONS = frozenset((".gif", ".png", ".webp", ".avif"))
+"""Endings of pictures that may be animations."""
 _SHOWN = 64
 _CELL = 128
 _RATES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30, 48, 60, 120, 240)
@@ -119,12 +123,27 @@ def check_data(root: str, *, kind: DataKind | None = None, frames: int = 16,
 
 
 def find_kind(root: str, *, keep_bytes: int = 20 << 30) -> DataKind:
-    """What a folder is meant for: video when most media in it are no pictures, pairs when pictures have captions."""
+    """What a folder is meant for: video when most media in it are no still pictures, pairs when pictures have captions.
+
+    Of many pictures of formats that may be animations, 64 are looked at.
+    """
     listing = find_media(root, lambda name: Path(name).suffix.lower() not in NO_MEDIA, keep_bytes=keep_bytes)
-    pictures = sum(Path(place.name).suffix.lower() in IMAGES for place in listing.places)
-    if pictures * 2 < len(listing.places) or not pictures:
+    pictures = [place for place in listing.places if Path(place.name).suffix.lower() in IMAGES]
+    perhaps = [place for place in pictures if Path(place.name).suffix.lower() in _ANIMATIONS]
+    shown = [perhaps[i] for i in _some(len(perhaps))] if perhaps else []
+    moving = sum(_moves(place) for place in shown) / max(len(shown), 1)
+    still = len(pictures) - moving * len(perhaps)
+    if still * 2 < len(listing.places) or not still:
         return "video"
     return "pairs" if len(PairFolder(root, keep_bytes=keep_bytes, needed=False)) else "image"
+
+
+def _moves(place: Place) -> bool:
+    """Whether a picture is an animation; one that cannot be read counts as still, and is rejected later with its reason."""
+    try:
+        return is_animation(media(place))
+    except InputError:
+        return False
 
 
 def drawable(videos: VideoFolder, *, frames: int, fps: float) -> Drawable:

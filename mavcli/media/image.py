@@ -232,8 +232,12 @@ def describe_head(head: bytes) -> str | None:
 
 def is_still(source: str | os.PathLike[str] | bytes) -> bool:
     """True when the content is a picture and no animation: a GIF, PNG, WebP or AVIF of one frame too, and damaged ones."""
-    found = describe(source)
-    return found in _IMAGES and (found not in _ANIMATED or not _by_header(source, animated, False))
+    return describe(source) in _IMAGES and not is_animation(source)
+
+
+def is_animation(source: str | os.PathLike[str] | bytes) -> bool:
+    """True when the content is a GIF, PNG, WebP or AVIF of several frames."""
+    return describe(source) in _ANIMATED and _by_header(source, animated, False)
 
 
 def describe_picture(source: str | os.PathLike[str] | bytes) -> str | None:

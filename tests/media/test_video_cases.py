@@ -1,5 +1,6 @@
 """Videos as people have them, each from a situation that was reported, and the frames that they should give."""
 
+import io
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from mavcli.data.check import check_data
+from mavcli.data.check import check_data, find_kind
 from mavcli.errors import InputError
 from mavcli.evaluation.clips import FrameChoice, read_frames
 from mavcli.media import video as V
@@ -47,16 +48,17 @@ def in_order(frames) -> bool:
 
 @pytest.mark.parametrize("name", ["timelapse.avi", "timelapse_rot.mov"])
 def test_side_data_of_a_kind_without_a_name_ends_nothing(name):
-    # the second holds 48 x 64 px that EXIF turns by 90 degrees
     assert V.read_clip(CASES / name).frames.shape == (6, 48, 64, 3)
     assert V.survey(CASES / name).width == 64 and V.probe(CASES / name).frames == 6
 
 
-def test_a_turn_is_found_beside_side_data_without_a_name():
+def test_a_time_lapse_is_turned_as_the_exif_of_its_photographs_says():
+    """They are 48 wide and 64 high and ask for a quarter turn: 64 x 48 is shown, as Pillow and the program ffmpeg do."""
     with av.open(str(CASES / "timelapse_rot.mov")) as container:
-        raw = next(container.decode(video=0))
-        assert (raw.width, raw.height, raw.rotation) == (48, 64, -90)
-        upright = np.rot90(raw.to_ndarray(format="rgb24"), -1).astype(int)
+        photo = Image.open(io.BytesIO(bytes(next(container.demux(video=0)))))
+    assert photo.size == (48, 64) and photo.getexif()[ExifTags.Base.Orientation] == 6
+    upright = np.asarray(ImageOps.exif_transpose(photo).convert("RGB")).astype(int)
+    assert upright.shape == (48, 64, 3)
     assert np.abs(V.read_clip(CASES / "timelapse_rot.mov").frames[0] - upright).mean() < 3
 
 
@@ -233,6 +235,19 @@ def test_pictures_that_move_are_videos():
         with Image.open(CASES / name) as image:
             image.seek(7)
             assert np.array_equal(clip.frames[7], np.asarray(image.convert("RGB")))
+
+
+def test_a_folder_of_pictures_that_move_is_one_of_videos_and_is_listed(tmp_path):
+    for name in ("anim.png", "anim.webp"):
+        (tmp_path / name).write_bytes((CASES / name).read_bytes())
+    assert find_kind(str(tmp_path)) == "video"
+    assert [(row.name, row.frames, row.fps) for row in check_data(str(tmp_path)).rows] == [
+        ("anim.png", 12, 10.0),
+        ("anim.webp", 12, 10.0),
+    ]
+    for i in range(3):  # most are still: pictures
+        (tmp_path / f"{i}.gif").write_bytes((CASES / "still.gif").read_bytes())
+    assert find_kind(str(tmp_path)) == "image"
 
 
 def test_an_animated_avif_is_a_video(tmp_path):

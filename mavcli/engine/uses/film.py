@@ -62,6 +62,8 @@ class Footage:
     """Frames that begin a new scene; never 0."""
     sound: Sound | None
     warnings: tuple[str, ...] = ()
+    last: float = 0.0
+    """Seconds that the last frame stands; 0 for as long as any other."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -74,13 +76,12 @@ class Footage:
     def places(self, factor: int = 1) -> tuple[NDArray[np.intp], int]:
         """(the frame of an even video at `factor` times the rate that each frame is, how many that video has).
 
-        It lasts as long as this one. Where two frames fall on one place, the second has none: -1.
+        It lasts as long as this one, to the end of its last frame. Where two frames fall on one place, the second has none: -1.
         """
-        if not self.uneven:
-            return np.arange(len(self)) * factor, len(self) * factor
-        at = np.rint(self.times * float(self.rate) * factor).astype(np.intp)
+        rate = float(self.rate) * factor
+        at = np.rint(self.times * rate).astype(np.intp) if self.uneven else np.arange(len(self)) * factor
         places = np.where(np.diff(at, prepend=-1) > 0, at, -1)
-        return places, int(places.max()) + factor
+        return places, int(places.max()) + max(factor, round(self.last * rate))
 
 
 def read_through(path: Path, visit: Callable[[Frames], None]) -> Footage:
@@ -98,6 +99,7 @@ def read_through(path: Path, visit: Callable[[Frames], None]) -> Footage:
         # of parts with clocks of their own nobody knows what sounds when
         sound=None if joined else find_sound(path, origin=found.start),
         warnings=tuple(found.warnings),
+        last=found.duration - float(found.times[-1]),
     )
 
 

@@ -104,10 +104,17 @@ class Survey:
     container: str
     codec: str
     warnings: tuple[str, ...] = ()
+    hold: float = 0.0
+    """Seconds that the last frame is shown, as the file says; 0 where it does not."""
 
     @property
     def fps(self) -> float:
         return float(self.rate)
+
+    @property
+    def duration(self) -> float:
+        """Seconds, to the end of the last frame."""
+        return float(self.times[-1]) + held(self.hold, self.rate)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -214,8 +221,8 @@ def survey(media: Media, *, visit: Callable[[VideoFrame], None] | None = None,
            show: Callable[[Frames], None] | None = None, max_frames: int | None = None) -> Survey:  # fmt: skip
     """Decode every frame once and say what there is; no picture is converted, unless it is shown to `show`.
 
-    `visit` is called with each frame as it comes, then `show` with its picture, uint8 (h, w, 3). Raises InputError when nothing decodes, and when the video holds
-    more than `max_frames`.
+    `visit` is called with each frame as it comes, then `show` with its picture, uint8 (h, w, 3). Raises InputError when nothing
+    decodes, and when the video holds more than `max_frames`.
     """
     source = Source(media)
     times: list[float] = []
@@ -250,6 +257,7 @@ def survey(media: Media, *, visit: Callable[[VideoFrame], None] | None = None,
         container=source.container_name,
         codec=source.codec,
         warnings=tuple(source.warnings),
+        hold=source.hold,
     )
 
 
