@@ -3,6 +3,7 @@ clips and photos, and of the rendered world.
 
     python benchmarks/detail.py --data ../shared/data
     PYTHONPATH=/path/to/another/checkout python benchmarks/detail.py --data ../shared/data      # the same, of another build
+    python benchmarks/detail.py --data ../shared/data --weights /a/copy/of/pocket     # while weights/pocket is being trained
 
 Sharpness is the variance of the Laplacian of the luma. The columns:
 
@@ -21,15 +22,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 CLIPS = ("dog_fetch_0", "ball_juggle_1", "highway_2", "bed_dog_1", "old_film_office_0")
-PHOTOS = ("balloon.jpg", "leopard.jpg", "surfer.jpg", "bee.jpg", "puppy-header.jpg")
+PHOTOS = (
+    "balloon.jpg", "leopard.jpg", "surfer.jpg", "bee.jpg", "puppy-header.jpg",
+    "plumeria.jpg", "elephant.jpg", "lizard.png", "hand.jpg",
+)  # fmt: skip
 LUMA = np.array([0.299, 0.587, 0.114])
+WEIGHTS: Path | None = None
 
 
 def sharpness(frame: np.ndarray) -> float:
@@ -50,9 +55,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def mav(*arguments: object) -> None:
     from mavcli.cli.app import run
 
+    more = ["--set", f"weights.dir={WEIGHTS}"] if WEIGHTS else []
+
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        code = run([*map(str, arguments), "--set", "output.crf=12", "--force"])
+        code = run([*map(str, arguments), "--set", "output.crf=12", *more, "--force"])
     if code:
         raise SystemExit(said.getvalue())
 
@@ -76,7 +83,7 @@ def square(frames: np.ndarray) -> np.ndarray:
     return frames[:, top : top + side, left : left + side]
 
 
-def of_clip(name: str, frames: np.ndarray, folder: Path) -> dict[str, object]:
+def of_clip(name: str, frames: np.ndarray, folder: Path) -> dict[str, float]:
     """`frames` at 24 fps, of an odd number."""
     from mavcli.media.video import write_video
 
@@ -85,7 +92,7 @@ def of_clip(name: str, frames: np.ndarray, folder: Path) -> dict[str, object]:
     out, bare = folder / f"{name}-x2.mp4", folder / f"{name}-bare.mp4"
     mav("interpolate", given, "-o", out)
     made = read(out)[: len(frames)]
-    row: dict[str, object] = {"interpolate ratio": float(ratios(made).max()), "made dB": psnr(made[1::2], square(frames)[1::2])}  # fmt: skip
+    row: dict[str, float] = {"interpolate ratio": float(ratios(made).max()), "made dB": psnr(made[1::2], square(frames)[1::2])}  # fmt: skip
     try:
         mav("interpolate", given, "--keep-source", "-o", bare)
         row["made dB without"] = psnr(read(bare)[1 : len(frames) : 2], square(frames)[1::2])
@@ -102,7 +109,7 @@ def of_clip(name: str, frames: np.ndarray, folder: Path) -> dict[str, object]:
     return row
 
 
-def of_picture(name: str, path: Path, folder: Path) -> dict[str, object]:
+def of_picture(name: str, path: Path, folder: Path) -> dict[str, float]:
     from mavcli.engine.compose import network_view
     from mavcli.media.image import read_image
 
@@ -126,13 +133,12 @@ def generations(frames: np.ndarray, folder: Path) -> float:
     return float(np.abs(now.mean((0, 1, 2)) - frames.mean((0, 1, 2))).max())
 
 
-def table(rows: dict[str, dict[str, object]]) -> str:
-    columns = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name, row in rows.items():
-        cells = (f"{row[c]:.2f}" for c in columns)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def table(rows: Iterable[tuple[str, dict[str, float]]]) -> None:
+    """Print rows as they come."""
+    for number, (name, row) in enumerate(rows):
+        if not number:
+            print("\n| | " + " | ".join(row) + " |\n| --- |" + " ---: |" * len(row))
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |", flush=True)
 
 
 def main() -> None:
@@ -144,29 +150,29 @@ def main() -> None:
     )
     parser.add_argument("--only", type=int, default=5, help="how many clips and pictures of each kind")
     parser.add_argument("--keep", type=Path, help="leave the results in this folder")
+    parser.add_argument("--weights", type=Path, help="the family's folder, where it is not the recipe's")
+    parts = ("clips", "pictures", "colour")
+    parser.add_argument("--parts", nargs="*", choices=parts, default=parts)
     options = parser.parse_args()
+    global WEIGHTS
+    WEIGHTS = options.weights and options.weights.resolve()
+    from mavcli.media.image import write_png
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         clips = {name: read(options.data / "clips" / f"{name}.mp4")[:9] for name in CLIPS[: options.only]}
-        worlds = {f"world {i}": rendered(i, frames=9) for i in range(options.only)}
-        rows = {
-            name: of_clip(name.replace(" ", "-"), frames, folder) for name, frames in (clips | worlds).items()
-        }
-        print(table(rows), flush=True)
-        pictures = {name: options.data / "photos" / name for name in PHOTOS[: options.only]}
-        from mavcli.media.image import write_png
-
-        for i in range(options.only):
-            pictures[f"world {i}"] = folder / f"world-{i}.png"
-            write_png(pictures[f"world {i}"], rendered(i, frames=1)[0], overwrite=True)
-        moved = {name: of_picture(name.replace(" ", "-"), path, folder) for name, path in pictures.items()}
-        print("\n" + table(moved), flush=True)
-        drift = {name: generations(frames, folder) for name, frames in (clips | worlds).items()}
-        print(
-            "\nmean colour after five generations, of 255:",
-            json.dumps({k: round(v, 2) for k, v in drift.items()}),
-        )
+        clips |= {f"world {i}": rendered(i, frames=9) for i in range(options.only)}
+        if "clips" in options.parts:
+            table((name, of_clip(name.replace(" ", "-"), frames, folder)) for name, frames in clips.items())
+        if "pictures" in options.parts:
+            pictures = {name: options.data / "photos" / name for name in PHOTOS}
+            for i in range(options.only):
+                pictures[f"world {i}"] = folder / f"world-{i}.png"
+                write_png(pictures[f"world {i}"], rendered(i, frames=1)[0], overwrite=True)
+            table((name, of_picture(name.replace(" ", "-"), path, folder)) for name, path in pictures.items())
+        if "colour" in options.parts:
+            table((name, {"five generations": generations(one, folder)}) for name, one in clips.items())
 
 
 if __name__ == "__main__":

@@ -44,6 +44,52 @@ def frames_of(path: Path) -> int:
     return len(sizes) // 4
 
 
+def write_clip(path: Path, fps: int, seconds: int) -> None:
+    """Waves that wander over 1920 x 1080 pixels and come back every two seconds: those are encoded once and repeated."""
+    import imageio_ffmpeg
+
+    loop = path.with_name("loop.mp4")
+    y, x = np.mgrid[:1080, :1920].astype(np.float32)
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-y",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "gray",
+        "-s",
+        "1920x1080",
+    ]
+    command += [
+        "-r",
+        str(fps),
+        "-i",
+        "-",
+        "-c:v",
+        "libx264",
+        "-preset",
+        "veryfast",
+        "-pix_fmt",
+        "yuv420p",
+        str(loop),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        for number in range(2 * fps):
+            turn = np.pi * number / fps
+            wave = (
+                np.sin(x / 61 + 2 * np.sin(turn)) * np.cos(y / 47 - 2 * np.cos(turn))
+                + np.sin((x + y) / 9) / 4
+            )
+            process.stdin.write((128 + 80 * wave).astype(np.uint8).tobytes())
+    ffmpeg(
+        "-stream_loop", -1, "-i", loop, "-f", "lavfi", "-i", f"aevalsrc='0.5*sin(2*PI*880*t)*lt(mod(t,1),0.1)':s={RATE}",
+        "-t", seconds, "-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", "aac", path,
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,11 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         count = options.fps * options.seconds
-        ffmpeg(
-            "-f", "lavfi", "-i", f"testsrc2=size=1920x1080:rate={options.fps}",
-            "-f", "lavfi", "-i", f"aevalsrc='0.5*sin(2*PI*880*t)*lt(mod(t,1),0.1)':s={RATE}",
-            "-t", options.seconds, "-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac", clip,
-        )  # fmt: skip
+        write_clip(clip, options.fps, options.seconds)
         given = beeps(clip)
         runs = {
             "vary": (("--frames", 16), 16, 24, None),

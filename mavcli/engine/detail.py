@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ from torch.nn import functional as F
 
 from mavcli.media.frames import Frames, resize
 
-BOUND = 1.14
-"""The most by which neighbouring frames may differ in sharpness; what coding adds stays below 1.2 with that."""
+BOUND = 1.1
+"""The most by which neighbouring frames may differ in sharpness; coding at crf 12 adds up to 0.08, and 1.2 is promised."""
 
 _LEVELS = 4
 _ROUNDS = 3
@@ -44,7 +45,7 @@ _BEND = 0.2
 _FADES = (0.0, 0.5, 0.7, 0.8, 0.87, 0.92)
 """What may be left each frame of a source where the drawn frames show something else: the least that keeps `_STEP`."""
 _STEP = 0.82
-"""How much of the source's contrast, squared, is left at least from one frame to the next."""
+"""How much of the source is left at least from one frame to the next: of the square of its share, over its contrast and area."""
 _GONE = 0.08
 """Less than this of a source is nothing."""
 _GAINS = (-0.95, 1.5)
@@ -179,11 +180,11 @@ def between(known: Tensor, made: Tensor) -> Between:
     return Between(holds[:n], holds[n:], ahead, back)
 
 
-def trail(video: Tensor) -> list[Hold]:
+def trail(video: Tensor, *, view: View) -> list[Hold]:
     """How each of the drawn frames video[1:] (n, 3, s, s) sees the known one, video[0], from neighbour to neighbour.
 
     What is lost on the way stays lost. Where all of it is lost at once, it fades, so that no frame is a blow; the rest is gone
-    as soon as that may be.
+    as soon as that may be. Bars beside the picture have a share in nothing: their edges would outweigh all that fades.
     """
     made = video[1:]
     if not len(made):
@@ -198,12 +199,19 @@ def trail(video: Tensor) -> list[Hold]:
     agree = agreement(made, origin, u)
     holds = []
     left = torch.ones_like(agree[:1])
-    energy = (video[:1] - _blurred(video[:1])).square().mean(1, keepdim=True) + 1e-6
+    # contrast counts for half and area for the other: a plain sky that goes at once would change the colour of the whole
+    inside = view.inside(video.shape[-1])
+    contrast = inside * (video[:1] - _blurred(video[:1])).square().mean(1, keepdim=True)
+    contrast = contrast / contrast.mean().clamp(min=1e-9)
+    weight = inside * (1 + contrast)
     for i, step in enumerate(steps.split(1)):
-        before, left, energy = (energy * left.square()).sum(), warp(left, step), warp(energy, step)
+        before = (weight * left.square()).sum() / weight.sum()
+        left, contrast = warp(left, step), warp(contrast, step)
+        weight = inside * (1 + contrast)
         kept = torch.minimum(left, agree[i : i + 1])
+        wanted = _STEP * before * weight.sum()
         fading = (torch.maximum(kept, fade * left) for fade in _FADES)
-        left = next((x for x in fading if (energy * x.square()).sum() >= _STEP * before), _FADES[-1] * left)
+        left = next((x for x in fading if (weight * x.square()).sum() >= wanted), _FADES[-1] * left)
         holds.append(Hold(u[i : i + 1], ((left - _GONE) / (1 - _GONE)).clamp(min=0)))
     return holds
 
@@ -230,6 +238,17 @@ class View:
     def side(self) -> int:
         return max(self.height, self.width)
 
+    def inside(self, size: int) -> Tensor:
+        """Which of `size` x `size` pixels of the square show the picture and touch no bar: (size, size), 1 or 0."""
+        mask = torch.zeros(size, size)
+        rows, columns = (
+            size if side == self.side else max(1, side * size // self.side - 2)
+            for side in (self.height, self.width)
+        )
+        top, left = (size - rows) // 2, (size - columns) // 2
+        mask[top : top + rows, left : left + columns] = 1
+        return mask
+
     def flow(self, u: Tensor) -> Tensor:
         return self._cut(flow_for(u, (self.side, self.side)))
 
@@ -251,23 +270,27 @@ def sharpness(frame: Frames) -> float:
 
 
 class Shown:
-    """A frame on its way out: (h, w, 3) uint8. `fixed` is not changed; at a `cut` a new scene begins."""
+    """A frame on its way out: (h, w, 3) uint8. `fixed` is not changed; at a `cut` a new scene begins; it stands for `times` frames."""
 
-    def __init__(self, frame: Frames, *, fixed: bool = False, cut: bool = False) -> None:
-        self.frame, self.fixed, self.cut = frame, fixed, cut
+    def __init__(self, frame: Frames, *, fixed: bool = False, cut: bool = False, times: int = 1) -> None:
+        self.frame, self.fixed, self.cut, self.times = frame, fixed, cut, times
+
+    def _fine(self) -> NDArray[np.float32]:
+        """What a small blur takes from the luma: (h, w)."""
+        luma = self.frame @ _LUMA
+        return np.asarray(luma - _small_blur(luma))
 
     @cached_property
-    def _parts(self) -> tuple[NDArray[np.float32], float, float, float]:
-        luma = self.frame @ _LUMA
-        fine = luma - _small_blur(luma)
-        one, two = _laplacian(luma), _laplacian(fine)
+    def _parts(self) -> tuple[float, float, float]:
+        """Variances of the Laplacians of the luma and of `_fine`, and in the middle what they share. Frames wait with no more."""
+        one, two = _laplacian(self.frame @ _LUMA), _laplacian(self._fine())
         both = float(np.mean((one - one.mean()) * (two - two.mean()))) if one.size else 0.0
-        return fine, _variance(one), both, _variance(two)
+        return _variance(one), both, _variance(two)
 
     @property
     def sharpness(self) -> float:
         """Never 0: frames without anything in them are as sharp as one another."""
-        return self._parts[1] + 1e-3
+        return self._parts[0] + 1e-3
 
     @cached_property
     def reach(self) -> tuple[float, float]:
@@ -278,14 +301,15 @@ class Shown:
         return min(least, self.sharpness), max(most, self.sharpness)
 
     def _with(self, gain: float) -> float:
-        _, plain, both, fine = self._parts
-        return plain + 2 * gain * both + gain * gain * fine + 1e-3
+        plain, both, square = self._parts
+        return plain + 2 * gain * both + gain * gain * square + 1e-3
 
     def brought(self, target: float) -> tuple[Frames, float]:
         """The frame at about that sharpness, and the sharpness that it has in the end."""
         if self.fixed or abs(math.log(target / self.sharpness)) < 0.01:
             return self.frame, self.sharpness
-        fine, plain, both, square = self._parts
+        plain, both, square = self._parts
+        fine = self._fine()
         aim, best, found = target, self.frame, self.sharpness
         for _ in range(3):  # rounding and the ends of the range take a little away
             # plain + 2 gain both + gain^2 square = aim, the root nearer to no change
@@ -305,8 +329,8 @@ class Shown:
 def levelled(frames: Iterable[Shown], *, period: int = 1, ahead: int = 4) -> Iterator[Frames]:
     """The frames, each within `BOUND` of the one before in sharpness, wherever the frames that are fixed allow it.
 
-    A rhythm of `period` frames is evened out: each frame goes to the mean of what is around it. So many frames and `ahead` more
-    are held.
+    A rhythm of `period` frames is evened out: each frame goes to the mean of what is around it, where a scene ends to that of the one
+    side that there is. So many frames and `ahead` more are held. A frame that stands stays one picture and is one beat.
     """
     waiting: deque[Shown] = deque()
     past: deque[float] = deque(maxlen=max(period - 1, 0))  # natural sharpness of those that went before
@@ -331,24 +355,25 @@ def levelled(frames: Iterable[Shown], *, period: int = 1, ahead: int = 4) -> Ite
             scene.append(other)
         if all(one.fixed for one in scene):
             before, frame = None, item.frame
-            yield frame
-            continue
-        frame, before = item.brought(_target(scene, past, before, period))
-        past.append(item.sharpness)
-        yield frame
+        else:
+            frame, before = item.brought(_target(scene, past, before, period))
+            past.append(item.sharpness)
+        yield from repeat(frame, item.times)
 
 
-def _target(scene: list[Shown], past: Iterable[float], before: float | None, period: int) -> float:
+def _target(scene: list[Shown], past: deque[float], before: float | None, period: int) -> float:
     """What sharpness scene[0] is to have."""
     item = scene[0]
     if item.fixed:
         return item.sharpness
-    weights, logs = [float(period)], [period * math.log(item.sharpness)]
-    for values in (reversed(list(past)), (one.sharpness for one in scene[1:period])):
-        for distance, value in enumerate(values, start=1):
-            weights.append(float(period - distance))
-            logs.append((period - distance) * math.log(value))
-    wanted = math.exp(sum(logs) / sum(weights))
+    weight, total = float(period), period * math.log(item.sharpness)
+    for distance in range(1, period):
+        sides = [past[-distance]] if distance <= len(past) else []
+        sides += [scene[distance].sharpness] if distance < len(scene) else []
+        if sides:
+            share = 2.0 * (period - distance)
+            weight, total = weight + share, total + share * sum(map(math.log, sides)) / len(sides)
+    wanted = math.exp(total / weight)
     low, high = item.reach
     for distance, other in enumerate(scene[1:], start=1):  # what those to come can follow
         least, most = other.reach

@@ -525,6 +525,63 @@ def test_an_animated_picture_is_frame_0_itself(mav):
     assert np.array_equal(frames[0], fit(image, 32)) and not np.array_equal(frames[1], frames[0])
 
 
+def waves(number: int, *, height: int = 48, width: int = 64) -> np.ndarray:
+    """A picture (h, w, 3) with fine and coarse waves, which has wandered `number` pixels to the right."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    x = x - number
+    fine = np.sin(x * 1.7) * np.cos(y * 1.3)
+    channels = [120 + 50 * np.sin(x / 7 + k) * np.cos(y / 6 - k) + 18 * fine for k in range(3)]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+
+
+def sharpness_steps(frames: np.ndarray) -> np.ndarray:
+    """How many times as sharp each frame is as the one before, or the other way round: (f - 1,), at least 1."""
+    luma = frames @ np.array([0.299, 0.587, 0.114])
+    around = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1] + luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
+    found = (around - 4 * luma[:, 1:-1, 1:-1]).var(axis=(1, 2)) + 1e-3
+    return np.asarray(np.exp(np.abs(np.diff(np.log(found)))))
+
+
+MP4 = ("--set", "output.crf=12")
+
+
+def test_frames_between_a_clips_own_are_as_sharp_as_these_in_the_file_that_is_written(mav):
+    write_video("in.mkv", np.stack([waves(i) for i in range(5)]), fps=12, codec="ffv1")
+    assert mav("interpolate", "in.mkv", "--fit", "pad", *MP4, "-o", "x2.mp4")[0] == 0
+    frames = read_clip("x2.mp4").frames
+    assert len(frames) == 10 and sharpness_steps(frames).max() <= 1.2
+    assert np.abs(frames[8].astype(int) - frames[9]).mean() < 1  # the last one stands
+
+
+def test_an_animated_picture_is_frame_0_of_the_file_that_is_written_and_no_blow_comes_after_it(mav):
+    write_png(Path("a.png"), waves(0, height=64))
+    assert mav("animate", "a.png", "--frames", 6, *MP4, "-o", "a.mp4")[0] == 0
+    frames = read_clip("a.mp4").frames
+    off = np.square(frames[0].astype(float) - fit(waves(0, height=64), 32)).mean()
+    assert 10 * np.log10(255**2 / off) >= 40 and sharpness_steps(frames)[0] <= 1.2
+
+
+@pytest.mark.parametrize(("direction", "join"), [("forward", 5), ("backward", 4)])
+def test_at_the_join_of_a_clip_and_what_comes_after_it_neither_sharpness_nor_colour_leaps(
+    mav, direction, join
+):
+    write_video("in.mkv", np.stack([waves(i) for i in range(6)]), fps=12, codec="ffv1")
+    options = ("--frames", 5, "--direction", direction, "--fit", "pad", *MP4)
+    assert mav("extrapolate", "in.mkv", *options, "-o", "more.mp4")[0] == 0
+    frames = read_clip("more.mp4").frames
+    assert len(frames) == 11 and sharpness_steps(frames)[join - 1 : join + 2].max() <= 1.2
+    colours = np.abs(np.diff(frames.mean((1, 2)), axis=0)).max(1)
+    assert colours[join] <= 5
+
+
+def test_a_last_frame_that_is_held_stands_as_long_as_in_the_source(mav):
+    pictures = [Image.fromarray(waves(i)) for i in range(4)]
+    pictures[0].save("in.gif", save_all=True, append_images=pictures[1:], duration=[100, 100, 100, 500])
+    for verb, more, length in (("interpolate", ("--factor", 2), 0.8), ("extrapolate", ("--frames", 2), 1.0)):
+        assert mav(verb, "in.gif", *more, *LOSSLESS, "-o", f"{verb}.mkv")[0] == 0
+        assert read_clip(f"{verb}.mkv").duration == pytest.approx(length, abs=2e-3)
+
+
 def test_a_clip_that_would_become_too_long_is_refused_from_its_header(mav, monkeypatch):
     smooth_clip(Path("in.mkv"), 20, fps=10)
     monkeypatch.setattr("mavcli.cli.making.MAX_STREAMED", 30)

@@ -59,7 +59,7 @@ def test_a_moving_picture_takes_its_detail_along_and_shows_it_once():
     drawn = [F.interpolate(x, 64, mode="area") for x in truth]
     large = [F.interpolate(x, 256, mode="bicubic", align_corners=False).clamp(-1, 1) for x in drawn]
     view, inner = View(256, 256), (..., slice(32, -32), slice(32, -32))
-    for i, hold in enumerate(trail(torch.cat(drawn)), start=1):
+    for i, hold in enumerate(trail(torch.cat(drawn), view=view), start=1):
         got = carried(large[i], [(sharp, hold)], view=view)
         assert psnr(got[inner], truth[i][inner]) > psnr(large[i][inner], truth[i][inner]) + 3
     found = between(torch.cat([drawn[0], drawn[2]]), drawn[1])
@@ -71,7 +71,7 @@ def test_of_a_source_that_is_not_seen_again_nothing_stays_between_and_little_sta
     source, other = cloud(0), cloud(7)
     found = between(torch.cat([source, source]), other)
     assert float(found.before[0].share.mean()) + float(found.after[0].share.mean()) < 0.4
-    holds = trail(torch.cat([source, *[other] * 40]))
+    holds = trail(torch.cat([source, *[other] * 40]), view=View(64, 64))
     shares = [float(hold.share.mean()) for hold in holds]
     assert shares[0] > 0.85 and shares[12] < 0.45 and shares[-1] < 0.2
     assert all(after <= before + 1e-4 for before, after in pairwise(shares))
@@ -109,6 +109,13 @@ def test_a_fixed_frame_is_not_changed_and_those_around_it_come_to_it():
     assert all(a is b for a, b in zip(untouched, frames, strict=True))
 
 
+def test_a_frame_that_stands_is_one_picture_and_a_rhythm_is_even_to_the_ends_of_its_scene():
+    strobing = [grain(20 if i % 2 else 12, seed=i) for i in range(9)]
+    out = list(levelled((Shown(x, times=3 if i == 8 else 1) for i, x in enumerate(strobing)), period=2))
+    assert len(out) == 11 and out[8] is out[9] and out[9] is out[10]
+    assert steps(out).max() < 1.06
+
+
 def test_sharpness_may_leap_at_a_cut_and_an_even_video_stays_as_it_is():
     frames = [grain(6)] * 4 + [grain(24)] * 4
     out = list(levelled(Shown(frame, cut=i in (0, 4)) for i, frame in enumerate(frames)))
@@ -129,3 +136,14 @@ def test_no_more_than_a_few_frames_are_waited_for():
     out = levelled(source(), period=2, ahead=4)
     next(out)
     assert len(taken) == 5
+
+
+def test_bars_beside_a_picture_do_not_let_its_detail_go_at_once():
+    """All frames show bars of 16 rows, the drawn ones another picture: what is left of the source fades as without bars."""
+    bars = torch.full((1, 3, 16, 64), -1.0)
+    source, other = (torch.cat([bars, cloud(seed)[..., 16:48, :], bars], dim=-2) for seed in (0, 7))
+    view = View(32, 64)
+    holds = trail(torch.cat([source, other, other]), view=view)
+    assert float(holds[0].share[..., 16:48, :].mean()) > 0.85
+    assert view.inside(64).sum() == 30 * 64 and view.inside(64)[16:18, 0].tolist() == [0, 1]
+    assert View(9, 9).inside(64).all() and View(1, 900).inside(64).sum() == 64

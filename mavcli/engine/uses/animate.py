@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mavcli.engine.cascade import Cascade
-from mavcli.engine.compose import network_view, without_bars
+from mavcli.engine.compose import kept_part, network_view, without_bars
 from mavcli.engine.detail import Shown, View, carried, levelled, trail
 from mavcli.engine.randomness import Draw
 from mavcli.engine.uses.film import Film, picture, seen_by_clip, tensor
@@ -31,9 +31,9 @@ def animate(
     first = network_view(image[None], large.shape[1], fit)[0]
 
     def shown() -> Iterator[Shown]:
-        view = View(*first.shape[:2])
+        view, shape = View(*first.shape[:2]), View(*kept_part(image, fit).shape[:2])
         yield Shown(_cut(first, image, fit), fixed=True)
-        for one, hold in zip(large[1:], trail(small[0]), strict=True):
+        for one, hold in zip(large[1:], trail(small[0], view=shape), strict=True):
             moved = picture(carried(tensor(one), [(tensor(first), hold)], view=view))
             yield Shown(_cut(moved, image, fit))
 

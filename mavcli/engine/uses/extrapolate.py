@@ -28,6 +28,8 @@ from mavcli.media.frames import Fit, Frames, to_float, to_uint8
 
 _TRAIL = 64
 """Frames after which nothing of the clip's own pixels is left."""
+_AHEAD = 32
+"""Frames within which what comes before a clip may become as sharp as it."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def extrapolate(
     sound = None
     if footage.sound is not None:
         sound = footage.sound.moved(shift=before / rate, end=(before + own_count) / rate)
-    return Film(levelled(frames(), ahead=8), own_count + new, footage.rate, sound)
+    return Film(levelled(frames(), ahead=_AHEAD if before else 1), own_count + new, footage.rate, sound)
 
 
 def cost_of_extrapolation(cascade: Cascade, ends: Ends, *, new: int, direction: Direction) -> float:
@@ -189,7 +191,7 @@ class _Side:
         number = 0 if back else begin - len(known)
         self._large = Enlarged(cascade, small[: count + len(known)], [draw], fps=rate, first=max(number, 0), start=start)  # fmt: skip
         out = video[0, : count + 1].flip(0) if back else video[0, len(known) - 1 :]
-        holds: list[Hold | None] = list(trail(out[: _TRAIL + 1]))
+        holds: list[Hold | None] = list(trail(out[: _TRAIL + 1], view=view))
         holds += [None] * (count - len(holds))
         self._holds = holds[::-1] if back else holds
         self._source, self._view = source, view

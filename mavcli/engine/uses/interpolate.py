@@ -224,7 +224,7 @@ def _shown(
     large = Enlarged(cascade, video, [draw], fps=rate, scenes=line.scenes)
     frames = _composed(iter(large), video, line, own, View(*size), keep)
     if keep:
-        return (one.frame for one in frames)
+        return (one.frame for one in frames for _ in range(one.times))
     gaps = [after - before for before, after in pairwise(line.known)]
     return levelled(frames, period=int(np.median(gaps)) if gaps else 1)
 
@@ -237,11 +237,13 @@ def _composed(
     here: Frames | None = None
     ahead: Frames | None = None
     left = right = -1
-    standing: Frames | None = None
     found: Between | None = None
     last_seen: torch.Tensor | None = None
     for place in range(line.count):
-        drawn = square_part(next(large), (view.height, view.width))
+        square = next(large)
+        if not (place in known or left <= place < right):
+            continue  # the frame before it stands
+        drawn = square_part(square, (view.height, view.width))
         cut = place in line.scenes
         if place in known:
             here, ahead = (next(own) if ahead is None else ahead), None
@@ -256,9 +258,9 @@ def _composed(
                 if place not in resting:
                     seen.append(found.first)
             left, right = start, end
-            standing = here if keep or not seen else _given_up(here, drawn, seen, view)
-            yield Shown(standing, cut=cut)
-        elif left <= place < right:
+            shown = here if keep or not seen else _given_up(here, drawn, seen, view)
+            yield Shown(shown, cut=cut, times=resting.get(place, place + 1) - place)
+        else:
             if ahead is None:
                 ahead = next(own)
             if keep or found is None or here is None:
@@ -267,9 +269,6 @@ def _composed(
             i = place - left
             sources = [(tensor(here), found.before[i]), (tensor(ahead), found.after[i])]
             yield Shown(picture(carried(tensor(drawn), sources, view=view)))
-        else:
-            assert standing is not None
-            yield Shown(standing)
 
 
 def _drawn_after(place: int, following: dict[int, int], resting: dict[int, int]) -> tuple[int, int]:
