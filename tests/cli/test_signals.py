@@ -32,12 +32,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has
 ENDS = [(signal.SIGTERM, 143, "error: terminated\n"), (signal.SIGINT, 130, "error: interrupted\n")]
 
 
+LISTENING = "signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""A test run that a shell put into the background ignores Ctrl-C, and hands that on to what it starts."""
+
+
 @pytest.fixture
 def mav(tmp_path):
     """`mav ARGUMENTS` in a process of its own that runs `before` first; signals are sent by what `before` patches."""
 
     def run(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
-        code = f"import os, signal, sys, time\nsys.argv = ['mav', *sys.argv[1:]]\n{before}\nfrom mavcli.__main__ import main\nmain()\n"
+        code = f"import os, signal, sys, time\n{LISTENING}\nsys.argv = ['mav', *sys.argv[1:]]\n{before}\nfrom mavcli.__main__ import main\nmain()\n"
         command = [sys.executable, "-c", code, *map(str, arguments)]
         environment = {**os.environ, "MAV_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)

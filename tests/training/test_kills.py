@@ -132,7 +132,7 @@ def test_the_same_kills_find_a_writer_in_place(train, tmp_path, monkeypatch):
     """The harness has teeth: a checkpoint that is overwritten where it lies does not survive."""
     path = tmp_path / "last.pt"
 
-    def in_place(folder, tensors, manifest, *, group):
+    def in_place(folder, tensors, manifest, *, group, files):
         torch.save({name: tensor.clone() for name, tensor in tensors.items()}, path)
 
     monkeypatch.setattr(loop, "save_checkpoint", in_place)
