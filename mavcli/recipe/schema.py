@@ -394,6 +394,13 @@ class StageTraining(Spec):
         lt=1,
         description="share of a video stage's steps that see still images: `data.image` or `pairs`, else frames of the videos",
     )
+    pictures_beside: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="pictures that a video stage's step sees beside each of its clips, in one step and every frame counting alike, "
+        "as VDM trains (arXiv 2204.03458); `image_batch` has steps of pictures alone",
+    )
     still_clips: float = Field(
         0.0,
         ge=0,

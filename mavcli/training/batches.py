@@ -52,7 +52,8 @@ def stage_source(stage: Stage, loaded: LoadedRecipe, *, report: Report | None = 
         stage.data,
         stage=stage.name,
         base=loaded.path.parent,
-        stills=stage.data == "video" and bool(config.image_batch or config.still_clips),
+        stills=stage.data == "video"
+        and bool(config.image_batch or config.still_clips or config.pictures_beside),
         report=report,
     )
 
@@ -105,8 +106,9 @@ class Batches(Dataset[Batch]):
         else:
             draw = self._pair if stage.data == "pairs" else self._picture
             rows = [self._row(lambda rng: draw(rng, size), self._generators(step, i), lost) for i in samples]
-        self.lost |= lost
         moving = rows[0].fps is not None
+        beside = self._beside(step, size, lost) if moving and config.pictures_beside else None
+        self.lost |= lost
         captions = tuple(row.caption for row in rows if row.caption is not None)
         known = [row.known for row in rows if row.known is not None]
         seen = [row.seen for row in rows if row.seen is not None]
@@ -121,6 +123,25 @@ class Batches(Dataset[Batch]):
             sources=tuple(name for row in rows for name in row.sources),
             keys=pair_keys(pixels, captions) if stage.comparable is not None else None,
             lost=tuple(lost.items()),
+            seen=torch.from_numpy(np.stack(seen)) if seen else None,
+            beside=beside,
+        )
+
+    def _beside(self, step: int, size: int, lost: dict[str, str]) -> Batch:
+        """The pictures of a step of clips, numbered after all its clips, those of other processes too."""
+        each = self.config.pictures_beside
+        first = self.config.batch_size + self.first * each
+        rows = [
+            self._row(lambda rng: self._picture(rng, size), self._generators(step, i), lost)
+            for i in range(first, first + self.count * each)
+        ]
+        known = [row.known for row in rows if row.known is not None]
+        seen = [row.seen for row in rows if row.seen is not None]
+        return Batch(
+            torch.from_numpy(np.stack([row.frames for row in rows])),
+            known=torch.from_numpy(np.stack(known)) if known else None,
+            first=first,
+            sources=tuple(name for row in rows for name in row.sources),
             seen=torch.from_numpy(np.stack(seen)) if seen else None,
         )
 

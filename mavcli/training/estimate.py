@@ -206,7 +206,9 @@ def estimate_stage(
         otherwise = other.activations(at_once, gradients_before=before)
     source, probed = "counted without running", 0
     limit = devices.memory * USABLE
-    passes = 2 if config.sam_rho else 1  # SAM takes each gradient twice
+    passes = 2.0 if config.sam_rho else 1.0  # SAM takes each gradient twice
+    if stage.data == "video":
+        passes *= 1 + config.pictures_beside / config.frames
     flops = passes * cost.flops_per_sample * config.batch_size
     seconds = flops / processes / devices.rate
     where = "measured here" if devices.here else "assumed of each GPU"

@@ -247,7 +247,7 @@ class _Run:
                 if log is not None:
                     log.count_fps(batch.fps)
                 self._meet(batch)
-                for name in batch.sources:
+                for name in (*batch.sources, *(batch.beside.sources if batch.beside else ())):
                     mine[self.source.names.index(name)] += 1
                 if done % config.log_every == 0 or last:
                     now = time.monotonic()
@@ -678,10 +678,11 @@ def _last_checkpoint(
 
 def _refuse_idle(trainer: Trainer) -> None:
     config, name = trainer.config, trainer.stage.name
-    if not trainer.count or (config.train == "temporal" and config.image_batch):
+    stills = "image_batch" if config.image_batch else "pictures_beside" if config.pictures_beside else None
+    if not trainer.count or (config.train == "temporal" and stills):
         raise RecipeError(
             f"stage `{name}` trains nothing {'on still images ' if trainer.count else ''}with `train: temporal`",
-            hint=f"--set train.stages.{name}.{'image_batch=0' if trainer.count else 'train=all'}",
+            hint=f"--set train.stages.{name}.{f'{stills}=0' if trainer.count else 'train=all'}",
         )
 
 

@@ -43,6 +43,8 @@ class Batch:
     keys: Tensor | None = None
     lost: tuple[tuple[str, str], ...] = ()
     seen: Tensor | None = None
+    beside: Batch | None = None
+    """Pictures that the same step learns from, with numbers of their own (`pictures_beside`)."""
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop)."""

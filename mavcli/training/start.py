@@ -224,6 +224,7 @@ def _check_graphs(stage: Stage, recipe: Recipe, processes: int) -> None:
         f"`{key}.compile`": config.compile,
         f"`{key}.recompute`": config.recompute,
         f"`{key}.sam_rho`": config.sam_rho > 0,
+        f"`{key}.pictures_beside`": config.pictures_beside > 0,
     }
     for what, asked in against.items():
         if asked:

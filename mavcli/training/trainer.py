@@ -107,7 +107,16 @@ class Trainer:
 
     def _backward(self, step: int, batch: Batch, *, exchange: bool = True) -> Tensor:
         """Gradients of the mean loss of all rows of all processes, or without `exchange` of this one's; the losses (b,) of
-        this process's rows."""
+        this process's rows. With pictures beside clips the mean is over frames, as VDM has it, and the losses are the clips'."""
+        if batch.beside is None:
+            return self._summed(step, batch, share=1.0, exchange=exchange)
+        frames, pictures = batch.pixels.shape[0] * batch.pixels.shape[1], len(batch.beside.pixels)
+        share = frames / (frames + pictures)
+        self._summed(step, batch.beside, share=1 - share, exchange=False)
+        return self._summed(step, batch, share=share, exchange=exchange)
+
+    def _summed(self, step: int, batch: Batch, *, share: float, exchange: bool) -> Tensor:
+        """Add `share` of the gradient of the mean loss of the rows, some at once; their losses (b,)."""
         whole = len(batch.pixels)
         rows = whole if self.config.micro_batch is None else self._micro_rows(whole)
         losses = []
@@ -120,7 +129,7 @@ class Trainer:
             ):
                 with self.backend.autocast():
                     loss = self.layout.run(self.stage.loss, self.task, part, draws)
-                (loss.sum() / whole).backward()  # processes are averaged over by DDP and FSDP
+                (loss.sum() * share / whole).backward()  # processes are averaged over by DDP and FSDP
             losses.append(loss.detach())
         return torch.cat(losses)
 

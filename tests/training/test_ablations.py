@@ -23,12 +23,14 @@ def test_an_ablation_starts_trains_ten_steps_and_generates(name, family, tiny, t
     sets += [
         f"train.stages.decoder_t.train={config.train}",
         f"train.stages.decoder_t.image_batch={config.image_batch}",
+        f"train.stages.decoder_t.pictures_beside={config.pictures_beside}",
     ]
     sets += [
         "train.stages.decoder_t.steps=10",
         "train.stages.decoder_t.save_every=10",
         "train.defaults.optimizer=adamw",
     ]
+    assert (config.pictures_beside > 0) == (name == "vdm"), "pictures and clips in one step"
     done = train("decoder_t", tmp_path, *sets)
     assert done.step == 10
     before, after = load_weights(family / "weights/decoder.safetensors"), load_weights(done.weights)

@@ -68,3 +68,21 @@ def test_a_preview_shows_the_pixels_and_the_low_res_input_of_the_step(tiny, tmp_
     scale = cell // batch.pixels.shape[2]
     first = shown.sheet[4 : 4 + cell, 4 : 4 + cell][scale // 2 :: scale, scale // 2 :: scale]
     assert np.array_equal(first, batch.pixels[0, 0].numpy())
+
+
+def test_pictures_beside_clips_are_drawn_anew_and_shared_out(videos, tiny, tmp_path):
+    sets = [
+        "train.defaults.batch_size=4",
+        "train.stages.decoder_t.image_batch=0",
+        "train.stages.decoder_t.still_clips=0",
+    ]
+    source = FolderSource(str(videos), "video")
+    plain = Batches(source, STAGES["decoder_t"], tiny(tmp_path, *sets).recipe)[1]
+    recipe = tiny(tmp_path, *sets, "train.stages.decoder_t.pictures_beside=3").recipe
+    whole = Batches(source, STAGES["decoder_t"], recipe)[1]
+    assert plain.beside is None and torch.equal(plain.pixels, whole.pixels), "the clips are what they were"
+    assert whole.beside.pixels.shape[:2] == (12, 1) and whole.beside.first == 4
+    assert len({picture.numpy().tobytes() for picture in whole.beside.pixels}) > 6
+    halves = [Batches(source, STAGES["decoder_t"], recipe, rank=rank, processes=2)[1] for rank in (0, 1)]
+    assert torch.equal(torch.cat([half.beside.pixels for half in halves]), whole.beside.pixels)
+    assert [half.beside.first for half in halves] == [4, 10]

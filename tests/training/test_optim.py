@@ -178,3 +178,20 @@ def test_a_step_of_sam_whose_loss_is_no_number_changes_nothing():
     rows[4] = float("nan")
     result = trainer.step(0, Batch(rows))
     assert not result.finite and result.bad_rows == (4,) and torch.equal(network.weight, before)
+
+
+def test_pictures_beside_clips_count_frame_by_frame_in_one_step():
+    """VDM, arXiv 2204.03458: a step's loss is the mean over all frames, of clips and of pictures."""
+    network, trainer, rows = _least_squares(rho=0.0, rate=0.1)
+    clips = rows.reshape(2, 3, 4)  # two clips of three frames
+    pictures = torch.randn(4, 1, 4, generator=torch.Generator().manual_seed(2))
+    trainer.stage.loss = lambda task, batch, draws: network(batch.pixels).square().mean((1, 2)) / 2
+    w = network.weight.detach().clone()
+    every = torch.cat([rows, pictures[:, 0]])
+    result = trainer.step(0, Batch(clips, beside=Batch(pictures, first=2)))
+    gradient = (every @ w.T * every).mean(0, keepdim=True)
+    torch.testing.assert_close(network.weight.detach(), w - 0.1 * gradient)
+    assert result.norm == pytest.approx(float(gradient.norm()))
+    assert result.loss == pytest.approx(float((rows @ w.T).square().mean() / 2)), (
+        "the loss that is told is the clips'"
+    )
