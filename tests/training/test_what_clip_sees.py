@@ -177,3 +177,39 @@ def test_the_tower_reads_its_own_size_untouched(tiny, tmp_path):
         clip.encode_image(x)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     torch.testing.assert_close(handed["x"], ((x + 1) / 2 - mean) / std)
+
+
+def test_decoder_t_on_an_imported_karlo_hands_clip_224_pixels_of_the_source(videos, tmp_path, monkeypatch):
+    """Karlo's release, tiny, with a CLIP that reads 224 pixels as the published one does, through the commands."""
+    import tiny_karlo
+
+    from mavcli.cli.app import run
+    from mavcli.recipe.load import load_recipe
+
+    large = tiny_karlo.CLIP.model_copy(update={"image_size": LOOK, "vision_patch_size": 56})
+    monkeypatch.setattr(tiny_karlo, "CLIP", large)
+    monkeypatch.setenv("MAV_CACHE", str(tmp_path / "cache"))
+    release, out = tiny_karlo.write_karlo(tmp_path / "release"), tmp_path / "family"
+    assert run(["weights", "import", str(release), "--as", "karlo", "--out", str(out), "-q"]) == 0
+    recipe = load_recipe(out / "recipe.yaml").recipe
+    assert recipe.cascade.clip.network.image_size == LOOK and recipe.cascade.decoder.network.image_size == 16
+    handed: list[torch.Tensor] = []
+    original = ClipReader.encode_image
+
+    def recorded(self, x):
+        handed.append(x.detach().cpu())
+        return original(self, x)
+
+    monkeypatch.setattr(ClipReader, "encode_image", recorded)
+    sets = [f"train.data.video={videos}", f"train.out={tmp_path}/run", "train.stages.decoder_t.steps=2",
+            "train.stages.decoder_t.batch_size=2", "train.stages.decoder_t.frames=4", "hardware.backend=cpu",
+            "hardware.dtype=float32", "train.stages.decoder_t.image_batch=0"]  # fmt: skip
+    command = ["train-stage", "decoder_t", str(out / "recipe.yaml"), "-q"]
+    assert run([*command, *(part for one in sets for part in ("--set", one))]) == 0
+    everything = frames_of(VideoFolder(videos)).reshape(-1, SIDE, SIDE, 3)
+    known = {fit(frame, LOOK).tobytes() for frame in everything}
+    shown = torch.cat(handed)
+    assert shown.shape[-2:] == (LOOK, LOOK)
+    for x in shown:
+        pixels = ((x + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        assert pixels.tobytes() in known
