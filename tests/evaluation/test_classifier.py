@@ -117,6 +117,16 @@ def test_nothing_that_generates_or_trains_imports_the_evaluation() -> None:
                     importers.add(file.relative_to(PACKAGE).as_posix())
     assert "cli/eval.py" in importers
     # `cli/generate.py` and its kin make; of `cli` only what measures, or looks after files, may know the measures.
-    measuring = {"eval", "eval_metrics", "eval_run", "eval_human", "gallery", "ranks", "runs", "weights"}
+    measuring = {
+        "eval",
+        "eval_metrics",
+        "eval_run",
+        "eval_human",
+        "eval_interpolation",
+        "gallery",
+        "ranks",
+        "runs",
+        "weights",
+    }
     assert {name.split("/")[0] for name in importers} <= {"cli", "evaluation"}
     assert {name for name in importers if name.startswith("cli/")} <= {f"cli/{name}.py" for name in measuring}
