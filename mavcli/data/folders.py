@@ -56,10 +56,11 @@ class FolderSource:
     repeats = True
 
     def __init__(self, root: str, kind: str, *, name: str | None = None, leave_out: Sequence[LeaveOut] = (), keep_bytes: int = 20 << 30,
-                 report: Report | None = None) -> None:  # fmt: skip
+                 compared: bool = False, report: Report | None = None) -> None:  # fmt: skip
         """`root` is all that `mavcli.data.places.find_media` knows; `keep_bytes` bounds what of it is kept on disk;
-        samples are counted under `name`, the folder's own unless it is given."""
-        self.kind = kind
+        samples are counted under `name`, the folder's own unless it is given. Samples that are `compared` with each other, as
+        CLIP's pairs are, have at least `FEWEST_PAIRS` held out."""
+        self.kind, self._compared = kind, compared
         progress = _telling(report or Silent(), root)
         if kind == "video":
             self._whole: Folder = VideoFolder(
@@ -82,7 +83,7 @@ class FolderSource:
     def _lay(self, order: list[str], files: Sequence[int | None]) -> None:
         """Draw from `files` of the whole folder, which are called `order`, but for those that are set aside."""
         self.order, self._files = order, files
-        aside = set_aside(order, fewest=FEWEST_PAIRS if self.kind == "pairs" else 1)
+        aside = set_aside(order, fewest=FEWEST_PAIRS if self._compared else 1)
         self._split = bool(aside)
         self._folder = self._whole.only(file for i, file in enumerate(files) if i not in aside)
         self._aside = self._whole.only(files[i] for i in sorted(aside)) if aside else self._folder

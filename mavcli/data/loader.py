@@ -349,6 +349,7 @@ def open_source(
         return FolderSource(
             folder if is_url(folder) else str(base / folder),
             kind,
+            compared=stage == "clip",
             name=name,
             leave_out=data.leave_out,
             keep_bytes=int(data.keep_gb * 1e9),

@@ -65,15 +65,18 @@ class Heard:
         self.messages: list[str] = []
         self.warnings: list[str] = []
         self.steps = 0.0
+        self.reading = False
         self.at_step = at_step or {}
 
     def plan(self, total: float) -> None:
         return None
 
     def stage(self, name: str, total: float) -> None:
-        return None
+        self.reading = name.startswith("reading ")  # how often that is told depends on the clock
 
     def advance(self, amount: float = 1) -> None:
+        if self.reading:
+            return
         self.steps += amount
         if amount and self.steps in self.at_step:
             self.at_step[int(self.steps)]()

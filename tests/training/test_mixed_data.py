@@ -76,10 +76,11 @@ def digest(loaded: LoadedRecipe, stage: str, steps: tuple[int, ...], monkeypatch
     return found.hexdigest()[:16]
 
 
-# Of commit 33aec47, which knew no mixes.
+# Of commit 33aec47, which knew no mixes. Three of the files' are newer: CLIP's pairs have four held out of 24 where one was, and a clip of
+# 8 fps is no longer told to be at 8.008 (the frames are the same, compared pixel by pixel).
 BEFORE = {
     "world": {"clip": "1d7c98af10df328d", "sr_h": "b532c8caf0647eab", "decoder_t": "35b8295069131b59", "interp": "b41ede052b420d08"},
-    "files": {"clip": "cae057cbeddc71a9", "sr_h": "9a1eabcbf0163fb5", "decoder_t": "f575bf2a3bcd831d", "interp": "d46ce402263d542e"},
+    "files": {"clip": "b7472c1ac1340e1e", "sr_h": "9a1eabcbf0163fb5", "decoder_t": "ab18744575e20a11", "interp": "f40eee6c931dc070"},
 }  # fmt: skip
 
 
@@ -89,6 +90,7 @@ def test_a_recipe_that_mixes_nothing_draws_what_it_drew_before_there_were_mixes(
     data, stage, files, tiny, tmp_path, monkeypatch
 ):
     sets = ["train.stages.decoder_t.still_clips=0.5", "train.defaults.steps=9"]
+    sets += ["train.stages.interp.masks.frame_skips=[2, 3, 5, 7]"]  # the default of that commit
     if data == "files":
         sets += ["train.data.world=false", f"train.data.pairs={files}/pictures"]
         sets += [f"train.data.video={files}/video"]
