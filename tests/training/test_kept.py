@@ -37,7 +37,7 @@ def fill(rows: KeptRows, numbers: range) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.rows"))
+    return sorted(folder.rglob("[!.]*.rows"))
 
 
 def test_a_row_is_found_by_another_run_bit_for_bit_and_by_other_facts_not(tmp_path):

@@ -67,7 +67,7 @@ def test_sr_h_trains_on_made_pictures_and_remembers_of_which_weights(family, tra
 
 def test_what_made_pictures_need_is_said_before_a_training_begins(train, tiny, tmp_path):
     with pytest.raises(
-        WeightsError, match="needs SR_l for `made_probability`, which is not trained"
+        WeightsError, match="needs SR_l for `made_probability`, which is not there yet"
     ) as error:
         train("sr_h", tmp_path, HOW)
     assert error.value.hint == "mav train-stage sr_l RECIPE"
