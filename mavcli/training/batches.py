@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,23 +110,9 @@ class Batches(Dataset[Batch]):
         moving = rows[0].fps is not None
         beside = self._beside(step, size, lost) if moving and config.pictures_beside else None
         self.lost |= lost
-        captions = tuple(row.caption for row in rows if row.caption is not None)
-        known = [row.known for row in rows if row.known is not None]
-        seen = [row.seen for row in rows if row.seen is not None]
-        pixels = torch.from_numpy(np.stack([row.frames for row in rows]))
-        return Batch(
-            pixels,
-            captions=captions,
-            fps=torch.tensor([row.fps for row in rows]) if moving else None,
-            known=torch.from_numpy(np.stack(known)) if known else None,
-            first=self.first * len(rows) // self.count,
-            redrawn=sum((row.redrawn for row in rows), Redrawn()),
-            sources=tuple(name for row in rows for name in row.sources),
-            keys=pair_keys(pixels, captions) if stage.comparable is not None else None,
-            lost=tuple(lost.items()),
-            seen=torch.from_numpy(np.stack(seen)) if seen else None,
-            beside=beside,
-        )
+        batch = _joined(rows, first=self.first * len(rows) // self.count)
+        keys = pair_keys(batch.pixels, batch.captions) if stage.comparable is not None else None
+        return dataclasses.replace(batch, keys=keys, lost=tuple(lost.items()), beside=beside)
 
     def _beside(self, step: int, size: int, lost: dict[str, str]) -> Batch:
         """The pictures of a step of clips, numbered after all its clips, those of other processes too."""
@@ -135,15 +122,7 @@ class Batches(Dataset[Batch]):
             self._row(lambda rng: self._picture(rng, size), self._generators(step, i), lost)
             for i in range(first, first + self.count * each)
         ]
-        known = [row.known for row in rows if row.known is not None]
-        seen = [row.seen for row in rows if row.seen is not None]
-        return Batch(
-            torch.from_numpy(np.stack([row.frames for row in rows])),
-            known=torch.from_numpy(np.stack(known)) if known else None,
-            first=first,
-            sources=tuple(name for row in rows for name in row.sources),
-            seen=torch.from_numpy(np.stack(seen)) if seen else None,
-        )
+        return _joined(rows, first=first)
 
     def _generators(self, step: int, index: int) -> Callable[[int], np.random.Generator]:
         """The generator of a sample's every attempt."""
@@ -227,6 +206,22 @@ class Batches(Dataset[Batch]):
         """Whether a video stage sees pictures at this step: a share of the steps, evenly spread."""
         share = self.config.image_batch
         return int((step + 1) * share) > int(step * share)
+
+
+def _joined(rows: Sequence[_Row], *, first: int) -> Batch:
+    """The samples as one batch, whose first row has the number `first` in the step."""
+    known = [row.known for row in rows if row.known is not None]
+    seen = [row.seen for row in rows if row.seen is not None]
+    return Batch(
+        torch.from_numpy(np.stack([row.frames for row in rows])),
+        captions=tuple(row.caption for row in rows if row.caption is not None),
+        fps=torch.tensor([row.fps for row in rows]) if rows[0].fps is not None else None,
+        known=torch.from_numpy(np.stack(known)) if known else None,
+        first=first,
+        redrawn=sum((row.redrawn for row in rows), Redrawn()),
+        sources=tuple(name for row in rows for name in row.sources),
+        seen=torch.from_numpy(np.stack(seen)) if seen else None,
+    )
 
 
 def _crop(frames: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
